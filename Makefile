@@ -1,0 +1,60 @@
+# Two targets do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PEERS := benchmarks/.venv-peers
+
+.PHONY: demo test test-full lint format peers system clean
+
+## Make a synthetic patient, segment it, and leave the results in out/demo
+demo: $(VENV)/.installed
+	$(BIN)/hepar demo -o out/demo
+
+## Quick tests (under ten minutes on two cores)
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not full"
+
+## Everything, large property counts and overfit runs included
+test-full: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-profile full
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+## The tools we compare with, in an environment of their own
+peers: $(PEERS)/.installed
+
+## Debian packages that only benchmarks and pictures of reports need
+system:
+	apt-get update
+	apt-get install --yes --no-install-recommends chromium dcmtk
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone, so that no other package chooses its build
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) torch
+	$(PIP) --editable ".[fast]"
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) --editable ".[test,fast]"
+	touch $@
+
+$(PEERS)/.installed: benchmarks/peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0
+	$(PEERS)/bin/python -m pip install --quiet --requirement benchmarks/peers.txt
+	touch $@
+
+clean:
+	rm -rf out runs .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,98 @@
+"""From HU to what a network sees: pure functions, the only implementation.
+
+The training cache and the stages call the same lines, so training and use cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hepar.geometry import Box, Grid
+
+AIR_HU = -1024
+
+
+def window(
+    hu: NDArray[np.integer] | NDArray[np.floating], window_hu: tuple[float, float]
+) -> NDArray[np.float32]:
+    """Clip HU to a window and scale it to [0, 1].
+
+    Args:
+        hu: any shape.
+        window_hu: (low, high).
+    """
+    low, high = window_hu
+    scaled = (hu.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+    return np.clip(scaled, 0.0, 1.0)
+
+
+def liver_box(liver: NDArray[np.bool_], grid: Grid, margin_mm: float) -> Box | None:
+    """The box around a liver mask with a margin in mm; None for an empty mask."""
+    z, y, x = (int(np.ceil(margin_mm / s)) for s in grid.spacing_mm)
+    return Box.around(liver, (z, y, x))
+
+
+def working_grid(grid: Grid, spacing_mm: tuple[float, float, float] | None) -> Grid:
+    """The grid a system works on: its spacing over the same extent, never finer along z.
+
+    Slices thicker than the system's own stay as they are: a slice cannot be made thinner.
+    """
+    if spacing_mm is None:
+        return grid
+    z, y, x = spacing_mm
+    return grid.with_spacing((max(z, grid.spacing_mm[0]), y, x))
+
+
+def context_indices(
+    n_slices: int, index: int, offsets_mm: tuple[float, ...], spacing_z_mm: float
+) -> list[int]:
+    """Slices at given distances from a slice; beyond either end the edge slice repeats.
+
+    Args:
+        n_slices: slices in the volume.
+        index: the center slice.
+        offsets_mm: distances along z. A non-zero offset is at least one slice away, so that thick
+            slices still give three different slices.
+        spacing_z_mm: distance between slices.
+    """
+    found = []
+    for offset in offsets_mm:
+        steps = round(offset / spacing_z_mm)
+        if steps == 0 and offset != 0:
+            steps = 1 if offset > 0 else -1
+        found.append(min(max(index + steps, 0), n_slices - 1))
+    return found
+
+
+def slice_input(
+    hu: NDArray[np.int16] | NDArray[np.float32],
+    index: int,
+    *,
+    offsets_mm: tuple[float, ...],
+    spacing_z_mm: float,
+    windows_hu: tuple[tuple[float, float], ...],
+    liver: NDArray[np.bool_] | None,
+) -> NDArray[np.float32]:
+    """One slice with its context as channels, windowed and masked.
+
+    Args:
+        hu: `(z, y, x)` of one phase.
+        index: center slice.
+        offsets_mm: context along z.
+        spacing_z_mm: distance between slices.
+        windows_hu: one window an intensity channel.
+        liver: `(z, y, x)`; voxels outside become 0, the lower bound of the window; None keeps all.
+
+    Returns:
+        `(windows x offsets, y, x)` in [0, 1].
+    """
+    chosen = context_indices(hu.shape[0], index, offsets_mm, spacing_z_mm)
+    channels = []
+    for limits in windows_hu:
+        for z in chosen:
+            plane = window(hu[z], limits)
+            if liver is not None:
+                plane = np.where(liver[z], plane, np.float32(0.0))
+            channels.append(plane)
+    return np.stack(channels)

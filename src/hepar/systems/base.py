@@ -1,0 +1,88 @@
+"""The contract between a paper's network and everything around it.
+
+A `System` is a pure `torch.nn.Module`: no device, file, phase name or logger inside. Training sees
+`targets`, `forward` and `loss`; tiling sees `decode`; nothing else is known of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a system wants to see.
+
+    Attributes:
+        dims: 2 for slices with context, 3 for volumes.
+        phases: ordered subset of `("NC", "ART", "PV", "DL")`.
+        class_names: names of the channels that `decode` returns, background first.
+        windows_hu: one (low, high) window for each intensity channel; 2D systems repeat it for each
+            slice of the context.
+        slice_offsets_mm: 2D only: offsets of the context slices along z, in mm; `(0.0,)` for none.
+        spacing_mm: (z, y, x) working spacing; `None` keeps the case's own.
+        patch: spatial size of a training patch, (y, x) or (z, y, x).
+        stride: spatial sizes given to `forward` must be multiples of this.
+        needs_liver: voxels outside the liver mask are set to the lower bound of the window.
+        needs_all_phases: the network cannot lack a phase (`E_PHASES_REQUIRED`).
+    """
+
+    dims: Literal[2, 3]
+    phases: tuple[str, ...]
+    class_names: tuple[str, ...]
+    windows_hu: tuple[tuple[float, float], ...]
+    slice_offsets_mm: tuple[float, ...]
+    spacing_mm: tuple[float, float, float] | None
+    patch: tuple[int, ...]
+    stride: int
+    needs_liver: bool
+    needs_all_phases: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Channels of one phase: context slices x windows."""
+        return len(self.slice_offsets_mm) * len(self.windows_hu)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch, on the training device, after augmentation.
+
+    Attributes:
+        image: scaled to [0, 1] by the windows of `InputSpec`; absent phases hold anything.
+        present: which phases of which sample exist.
+        label: class index; -1 is ignored by losses and scores.
+        liver: voxels that count as liver.
+    """
+
+    image: Float[Tensor, "b p c *spatial"]
+    present: Bool[Tensor, "b p"]
+    label: Int[Tensor, "b *spatial"]
+    liver: Bool[Tensor, "b *spatial"]
+
+
+@runtime_checkable
+class System(Protocol):
+    """A trainable method. Implementations are `torch.nn.Module`s."""
+
+    input_spec: InputSpec
+
+    def targets(self, batch: Batch) -> Any:
+        """Everything the loss needs, made from the batch on its device."""
+        ...
+
+    def forward(self, image: Float[Tensor, "b p c *spatial"], present: Bool[Tensor, "b p"]) -> Any:
+        """Network outputs, logits at the resolution the loss expects."""
+        ...
+
+    def loss(self, outputs: Any, targets: Any) -> Float[Tensor, ""]:
+        """Scalar training loss in float32."""
+        ...
+
+    def decode(self, outputs: Any) -> Float[Tensor, "b k *spatial"]:
+        """Float32 probabilities at input resolution, averageable over windows."""
+        ...
