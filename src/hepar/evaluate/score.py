@@ -118,8 +118,12 @@ def summarize(cases: Sequence[CaseScore]) -> dict[str, Any]:
             "rvd_abs": mean_over_cases(
                 [None if c.rvd is None else abs(c.rvd) for c in counts], missed
             ).as_dict(),
-            "assd_mm": mean_over_cases([s.assd_mm if s else None for s in surfaces], missed).as_dict(),
-            "rmsd_mm": mean_over_cases([s.rmsd_mm if s else None for s in surfaces], missed).as_dict(),
+            "assd_mm": mean_over_cases(
+                [s.assd_mm if s else None for s in surfaces], missed
+            ).as_dict(),
+            "rmsd_mm": mean_over_cases(
+                [s.rmsd_mm if s else None for s in surfaces], missed
+            ).as_dict(),
         }
     found = sum(len(c.lesions.pairs) for c in cases)
     missed_lesions = sum(len(c.lesions.missed) for c in cases)

@@ -1,0 +1,318 @@
+"""The `hepar` command: few verbs, few flags. Results go to stdout, progress to stderr.
+
+Nothing heavy is imported until a verb runs, so that `hepar --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import AvoidSubcommands, FlagCreatePairsOff, Positional, UseAppendAction, arg
+
+from hepar.console import format_findings, format_number, format_scores, progress
+from hepar.errors import EXIT_INTERNAL, HeparError, UsageError
+
+if TYPE_CHECKING:
+    from hepar.study import Phase
+
+Out = Annotated[Path, arg(aliases=["-o"], help="Folder for the results.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"], arg(aliases=["-d"], help="Where networks run.")
+]
+Quiet = Annotated[bool, arg(aliases=["-q"], help="No progress on stderr.")]
+Json = Annotated[bool, arg(name="json", help="One JSON document on stdout.")]
+Phases = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(
+        name="phase", metavar="PHASE=PATH", help="State a phase: nc, art, pv or dl, and its series."
+    ),
+]
+
+
+def segment(
+    study: Annotated[
+        Positional[Path | None],
+        arg(metavar="STUDY", help="DICOM folder, NIfTI file, or folder of either."),
+    ] = None,
+    /,
+    *,
+    out: Out,
+    phases: Phases = (),
+    model: Annotated[
+        Path | None, arg(metavar="DIR", help="Model folder; the shipped one by default.")
+    ] = None,
+    probabilities: Annotated[bool, arg(help="Also write the tumor probability.")] = False,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Find the liver and every tumor of a patient, measure them, and write a report."""
+    from hepar.infer.bundle import default_bundle_path, load_bundle
+    from hepar.infer.tiling import Tiling
+    from hepar.pipeline import Pipeline
+
+    stated = _stated_phases(phases)
+    if study is None and not stated:
+        raise UsageError(
+            "E_USAGE", "cli", "No study was given.", "Give a folder or file, or --phase PHASE=PATH."
+        )
+    with progress(quiet) as step:
+        step("load the model")
+        bundle = load_bundle(model or default_bundle_path())
+        pipeline = Pipeline(bundle, Tiling(device=_device(device)), step)
+        findings = pipeline.segment(study, out, stated=stated, probabilities=probabilities)
+    if as_json:
+        sys.stdout.write(findings.model_dump_json(indent=2) + "\n")
+    else:
+        sys.stdout.write(format_findings(findings, out))
+
+
+def inspect(
+    study: Annotated[
+        Positional[Path],
+        arg(metavar="STUDY", help="DICOM folder, NIfTI file, or folder of either."),
+    ],
+    /,
+    *,
+    phases: Phases = (),
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Say what is in a study: every series, whether it can be used and why, and its phase."""
+    from hepar.stages.phases import assign_phases
+    from hepar.stages.read import read_study
+
+    with progress(quiet) as step:
+        step("read")
+        read = read_study(study, _stated_phases(phases))
+        refusal: HeparError | None = None
+        phased = None
+        try:
+            phased = assign_phases(read)
+        except HeparError as error:
+            refusal = error
+    grids = {s.verdict.series_id: s.volume.grid for s in read.series}
+    readings = {r.series_id: r for r in phased.readings} if phased else {}
+    rows = []
+    for verdict in read.verdicts:
+        grid, reading = grids.get(verdict.series_id), readings.get(verdict.series_id)
+        rows.append(
+            {
+                "series": verdict.series_id,
+                "source": verdict.source,
+                "description": verdict.description,
+                "status": verdict.status,
+                "reason": verdict.reason,
+                "code": verdict.code,
+                "files": verdict.n_files,
+                "shape_zyx": list(grid.shape) if grid else None,
+                "spacing_mm_zyx": [round(v, 4) for v in grid.spacing_mm] if grid else None,
+                "phase": str(reading.phase) if reading else None,
+                "phase_confidence": reading.confidence if reading else None,
+                "phase_reason": reading.reason if reading else None,
+            }
+        )
+    warnings = list(phased.warnings if phased else read.warnings)
+    if as_json:
+        document: dict[str, Any] = {"series": rows, "warnings": warnings}
+        document["error"] = refusal.as_dict() if refusal else None
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    else:
+        for row in rows:
+            size = f"  {row['shape_zyx']} at {row['spacing_mm_zyx']} mm" if row["shape_zyx"] else ""
+            named = f" ({row['description']})" if row["description"] else ""
+            sys.stdout.write(f"{row['series']}{named}: {row['status']}: {row['reason']}{size}\n")
+            if row["phase"]:
+                sure = f"{row['phase_confidence']:.2f}"
+                sys.stdout.write(f"  {row['phase']} ({sure}): {row['phase_reason']}\n")
+        sys.stdout.writelines(f"{warning}\n" for warning in warnings)
+    if refusal:
+        raise refusal
+
+
+def phantom(
+    *,
+    out: Out,
+    patients: Annotated[int, arg(help="How many synthetic patients.")] = 1,
+    seed: Annotated[int, arg(help="Seed of the first patient.")] = 0,
+    formats: Annotated[
+        tuple[Literal["nifti", "dicom", "arrays"], ...], arg(help="What to write.")
+    ] = ("nifti",),
+    quiet: Quiet = False,
+) -> None:
+    """Write synthetic multi-phase patients with exact truth, and a cohort table of them."""
+    from hepar.data.phantoms import write_patients
+
+    with progress(quiet) as step:
+        table = write_patients(out, range(seed, seed + patients), formats=formats, progress=step)
+    sys.stdout.write(f"{table}\n")
+
+
+def train(
+    recipe: Annotated[Positional[Path], arg(help="Recipe, a YAML file.")],
+    /,
+    *,
+    out: Out,
+    overrides: Annotated[
+        UseAppendAction[tuple[str, ...]],
+        arg(
+            name="set",
+            metavar="KEY=VALUE",
+            help="Change a value of the recipe, e.g. schedule.steps=50.",
+        ),
+    ] = (),
+    cache: Annotated[
+        Path | None, arg(help="Folder for prepared cases; OUT/cache by default.")
+    ] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Train a system from a recipe; run again on the same folder to resume."""
+    from hepar.recipe import load_recipe
+    from hepar.train.loop import train as run
+
+    loaded = load_recipe(recipe, overrides)
+    with progress(quiet) as step:
+        result = run(loaded, out, device=_device(device), cache_dir=cache, progress=step)
+    sys.stdout.write(f"{json.dumps(result.as_dict())}\n")
+
+
+def evaluate(
+    predictions: Annotated[Positional[Path], arg(help="Label map (0, 1, 2) or a folder of them.")],
+    truth: Annotated[Positional[Path], arg(help="The same for the truth; same file names.")],
+    /,
+    *,
+    out: Annotated[
+        Path | None, arg(aliases=["-o"], help="Folder for scores.json and cases.csv.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Score liver and tumor masks: Dice, VOE, RVD, surface distances, lesions found."""
+    from hepar.evaluate.files import score_files
+
+    with progress(quiet) as step:
+        scores = score_files(predictions, truth, out, progress=step)
+    if as_json:
+        sys.stdout.write(json.dumps(scores, indent=2) + "\n")
+    else:
+        sys.stdout.write(format_scores(scores))
+
+
+def info(
+    subject: Annotated[
+        Positional[str | None], arg(metavar="SUBJECT", help="A system's name or a model folder.")
+    ] = None,
+    /,
+    *,
+    preset: Annotated[str | None, arg(help="Preset of the system.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Describe the systems, one system (parameters, modules, GFLOPs), or a model folder."""
+    from hepar.infer.describe import describe
+
+    document = describe(subject, preset)
+    if as_json:
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        return
+    for key, value in document.items():
+        if isinstance(value, dict):
+            sys.stdout.write(f"{key}:\n")
+            sys.stdout.writelines(f"  {k:<14} {format_number(v)}\n" for k, v in value.items())
+        else:
+            sys.stdout.write(f"{key}: {format_number(value)}\n")
+
+
+def demo(
+    *,
+    out: Out = Path("out/demo"),
+    seed: Annotated[int, arg(help="Seed of the synthetic patient.")] = 900_001,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Make a synthetic patient as DICOM, segment it, and print what was found beside the truth."""
+    from hepar.demo import run_demo
+
+    with progress(quiet) as step:
+        text = run_demo(out, seed=seed, device=_device(device), progress=step)
+    sys.stdout.write(text)
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "segment": segment,
+    "inspect": inspect,
+    "phantom": phantom,
+    "train": train,
+    "evaluate": evaluate,
+    "info": info,
+    "demo": demo,
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one verb; a refusal prints its remedy and exits with the code of its family."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            VERBS,
+            prog="hepar",
+            description="Finds and explains liver tumors in contrast CT. Not a medical device.",
+            args=arguments,
+            config=(AvoidSubcommands, FlagCreatePairsOff),
+        )
+    except HeparError as error:
+        if "--json" in arguments:
+            sys.stdout.write(json.dumps({"error": error.as_dict()}, indent=2) + "\n")
+        sys.stderr.write(f"hepar: {error.code}: {error.message}\n  remedy: {error.remedy}\n")
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("hepar: interrupted\n")
+        raise SystemExit(130) from None
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.write("hepar: this is a bug of hepar; please report the lines above\n")
+        raise SystemExit(EXIT_INTERNAL) from None
+
+
+def _stated_phases(pairs: tuple[str, ...]) -> dict[Phase, Path]:
+    from hepar.study import Phase
+
+    stated: dict[Phase, Path] = {}
+    for pair in pairs:
+        name, equals, path = pair.partition("=")
+        if not equals or name.upper() not in Phase.__members__ or not path:
+            raise UsageError(
+                "E_USAGE",
+                "cli",
+                f"--phase {pair!r} does not name a phase and a path.",
+                "Write it as --phase art=PATH, with nc, art, pv or dl.",
+            )
+        if Phase[name.upper()] in stated:
+            raise UsageError(
+                "E_USAGE", "cli", f"--phase {name} is given twice.", "Give each phase once."
+            )
+        stated[Phase[name.upper()]] = Path(path)
+    return stated
+
+
+def _device(name: str) -> str:
+    if name == "cpu":
+        return name
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return "cuda" if available["cuda"] else "cpu"
+    if not available[name]:
+        raise UsageError("E_DEVICE", "cli", f"No {name} device here.", "Use --device cpu or auto.")
+    return name
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""Augmentation of batches on the training device: drawn first, applied after.
+
+Geometry is one affine map a sample, the same for every phase, the label and the masks; bilinear for
+intensities, nearest for the rest. An optional extra shift of each phase but the reference imitates
+what registration leaves over. Intensity changes are the same for all phases of a sample, because
+the differences between phases are the signal.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+from hepar.errors import UsageError
+from hepar.recipe import Augment
+from hepar.study import REFERENCE_ORDER
+from hepar.systems.base import Batch, InputSpec
+
+_STREAM = 0x41554  # keeps these draws apart from other uses of (seed, epoch, index)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What one sample undergoes.
+
+    Attributes:
+        matrix: (d, d), output to input voxel offsets from the center, in array axis order.
+        shift_voxels: (d,), added to the input position.
+        phase_shift_voxels: (p, d), further shift of each phase; zero for the reference.
+        gain, offset, log_gamma, noise: `clip(x * gain + offset) ** exp(log_gamma) + noise * N`.
+        noise_seed: of the noise.
+    """
+
+    matrix: np.ndarray
+    shift_voxels: np.ndarray
+    phase_shift_voxels: np.ndarray
+    gain: float
+    offset: float
+    log_gamma: float
+    noise: float
+    noise_seed: int
+
+
+def draw(
+    settings: Augment,
+    *,
+    seed: int,
+    epoch: int,
+    index: int,
+    shape: tuple[int, ...],
+    n_phases: int,
+    reference: int,
+    spacing_mm: tuple[float, ...],
+) -> Parameters:
+    """Draw the parameters of one sample: a pure function of its arguments.
+
+    Args:
+        settings: ranges.
+        seed, epoch, index: which sample.
+        shape: spatial size of the patch.
+        n_phases: phases of the model.
+        reference: index of the phase that the label lies on.
+        spacing_mm: of the patch, as many as it has axes.
+    """
+    rng = np.random.default_rng([_STREAM, seed, epoch, index])
+    dims = len(shape)
+    u = rng.uniform(-1.0, 1.0, size=16)
+    happens = rng.random(16) < np.repeat([settings.p, settings.intensity_p], 8)
+    angle = math.radians(settings.rotate_deg) * u[0] * happens[0]
+    low, high = np.log(settings.scale)
+    zoom = math.exp(low + (high - low) * (u[1] + 1) / 2) if happens[1] else 1.0
+    matrix = np.eye(dims)
+    cos, sin = math.cos(angle), math.sin(angle)
+    matrix[-2:, -2:] = [[cos, -sin], [sin, cos]]
+    matrix /= zoom
+    flips = rng.random(3) < 0.5
+    for axis, name in enumerate("zyx"):
+        if name in settings.flip_axes and flips[axis] and axis - 3 + dims >= 0:
+            matrix[:, axis - 3 + dims] *= -1
+    shift = settings.shift * np.asarray(shape) * u[2 : 2 + dims] * happens[2]
+    wobble = np.zeros((n_phases, dims))
+    wobble[:, -2:] = rng.normal(size=(n_phases, 2)) * settings.misalignment_mm
+    wobble /= np.asarray(spacing_mm)
+    wobble[reference] = 0.0
+    return Parameters(
+        matrix=matrix,
+        shift_voxels=shift,
+        phase_shift_voxels=wobble,
+        gain=1.0 + settings.intensity_scale * u[8] * happens[8],
+        offset=settings.intensity_shift * u[9] * happens[9],
+        log_gamma=settings.gamma * u[10] * happens[10],
+        noise=settings.noise * abs(u[11]) * happens[11],
+        noise_seed=int(rng.integers(2**62)),
+    )
+
+
+def _grid(
+    parameters: list[Parameters], shape: tuple[int, ...], device: torch.device, phases: bool
+) -> Float[Tensor, "n *spatial d"]:
+    """Sampling positions for `grid_sample`: one a sample, or one a (sample, phase) pair."""
+    size = np.asarray(shape, dtype=np.float64)
+    rows = []
+    for p in parameters:
+        # grid_sample's unit is half the patch and its axis order is x, y, z.
+        linear = p.matrix * size[None, :] / size[:, None]
+        shifts = p.shift_voxels + p.phase_shift_voxels if phases else p.shift_voxels[None]
+        for shift in shifts:
+            theta = np.concatenate([linear, (2 * shift / size)[:, None]], axis=1)
+            rows.append(np.concatenate([theta[::-1, :-1][:, ::-1], theta[::-1, -1:]], axis=1))
+    theta = torch.from_numpy(np.stack(rows)).to(device, torch.float32)
+    return functional.affine_grid(theta, [len(rows), 1, *shape], align_corners=False)
+
+
+def warp(
+    batch: Batch, visible: Bool[Tensor, "b c *spatial"] | None, parameters: list[Parameters]
+) -> tuple[Batch, Bool[Tensor, "b c *spatial"] | None]:
+    """Apply the geometry. What comes from outside the patch is 0, background, not liver."""
+    shape = tuple(batch.label.shape[1:])
+    device = batch.image.device
+    wobbles = any(np.any(p.phase_shift_voxels) for p in parameters)
+    shared = _grid(parameters, shape, device, phases=False)
+    b, p, c = batch.image.shape[:3]
+    if wobbles:
+        grid = _grid(parameters, shape, device, phases=True)
+        image = batch.image.reshape(b * p, c, *shape)
+    else:
+        grid, image = shared, batch.image.reshape(b, p * c, *shape)
+    image = functional.grid_sample(image, grid, mode="bilinear", align_corners=False)
+    masks = [batch.label.unsqueeze(1).float(), batch.liver.unsqueeze(1).float()]
+    if visible is not None:
+        masks.append(visible.float())
+    nearest = functional.grid_sample(
+        torch.cat(masks, dim=1), shared, mode="nearest", align_corners=False
+    )
+    warped = Batch(
+        image=image.reshape(batch.image.shape),
+        present=batch.present,
+        label=nearest[:, 0].round().long(),
+        liver=nearest[:, 1] > 0.5,
+    )
+    return warped, None if visible is None else nearest[:, 2:] > 0.5
+
+
+def recolor(
+    image: Float[Tensor, "b p c *spatial"], parameters: list[Parameters]
+) -> Float[Tensor, "b p c *spatial"]:
+    """Apply the intensity changes; the result stays in [0, 1]."""
+    changed = []
+    for row, p in zip(image, parameters, strict=True):
+        if p.gain != 1.0 or p.offset != 0.0:
+            row = row * p.gain + p.offset
+        row = row.clamp(0.0, 1.0)
+        if p.log_gamma != 0.0:
+            row = row ** math.exp(p.log_gamma)
+        if p.noise != 0.0:
+            generator = torch.Generator(device=row.device).manual_seed(p.noise_seed)
+            noise = torch.randn(row.shape, generator=generator, device=row.device)
+            row = (row + p.noise * noise).clamp(0.0, 1.0)
+        changed.append(row)
+    return torch.stack(changed)
+
+
+def mask_image(
+    image: Float[Tensor, "b p c *spatial"], visible: Bool[Tensor, "b c *spatial"]
+) -> Float[Tensor, "b p c *spatial"]:
+    """Set what lies outside the liver to 0, the lower bound of the window."""
+    return image * visible.unsqueeze(1)
+
+
+class Augmentation:
+    """From collated samples to what the network is given: transfer, geometry, intensity, mask.
+
+    Args:
+        settings: ranges; None changes nothing (validation).
+        spec: what the system wants to see.
+        seed: the recipe's seed.
+        device: where the batch goes.
+
+    Raises:
+        UsageError: `E_RECIPE`, a misalignment in mm is asked for without a working spacing.
+    """
+
+    def __init__(
+        self, settings: Augment | None, spec: InputSpec, *, seed: int, device: torch.device
+    ) -> None:
+        self.settings, self.spec, self.seed, self.device = settings, spec, seed, device
+        order = [name for name in REFERENCE_ORDER if name in spec.phases]
+        self.reference = spec.phases.index(order[0])
+        if settings is not None and settings.misalignment_mm > 0 and spec.spacing_mm is None:
+            raise UsageError(
+                "E_RECIPE",
+                "train",
+                "augment.misalignment_mm needs a system with a spacing_mm of its own.",
+                "Set system.spacing_mm, or augment.misalignment_mm to 0.",
+            )
+        # Without a spacing there is no misalignment, and its unit does not matter.
+        self.spacing_mm = (spec.spacing_mm or (1.0, 1.0, 1.0))[3 - spec.dims :]
+
+    def __call__(
+        self,
+        batch: Batch,
+        visible: Bool[Tensor, "b c *spatial"] | None,
+        where: list[tuple[int, int]],
+    ) -> Batch:
+        """Finish the batch whose samples have the given (epoch, index)."""
+        batch = Batch(
+            *(
+                part.to(self.device, non_blocking=True)
+                for part in (batch.image, batch.present, batch.label, batch.liver)
+            )
+        )
+        visible = None if visible is None else visible.to(self.device, non_blocking=True)
+        if self.settings is not None:
+            parameters = [self._draw(self.settings, batch, *at) for at in where]
+            batch, visible = warp(batch, visible, parameters)
+            batch = replace(batch, image=recolor(batch.image, parameters))
+        if self.spec.needs_liver:
+            shown = batch.liver.unsqueeze(1) if visible is None else visible
+            batch = replace(batch, image=mask_image(batch.image, shown))
+        return batch
+
+    def _draw(self, settings: Augment, batch: Batch, epoch: int, index: int) -> Parameters:
+        return draw(
+            settings,
+            seed=self.seed,
+            epoch=epoch,
+            index=index,
+            shape=tuple(batch.label.shape[1:]),
+            n_phases=batch.image.shape[1],
+            reference=self.reference,
+            spacing_mm=self.spacing_mm,
+        )

@@ -1,0 +1,238 @@
+"""From a prepared case to patches: where to cut, and the cutting.
+
+What a network sees of a cut is made by `preprocess`, the same lines the stages call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int16, UInt8
+
+from hepar.data.sampling import Sample, ValidationCase
+from hepar.preprocess import context_indices, slice_input, window
+from hepar.recipe import PatchSettings, PhaseDropout
+from hepar.systems.base import InputSpec
+
+LIVER, TUMOR = 1, 2
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A patient's liver box, every phase on one grid at the working spacing.
+
+    Attributes:
+        case_id: name in logs.
+        hu: the model's phases in order; an absent phase holds anything.
+        present: which phases exist.
+        label: 0 background, 1 liver, 2 tumor.
+        liver: as a liver stage would have predicted it.
+        spacing_mm: (z, y, x).
+        contents: which slices hold liver (row 0) and tumor (row 1); see `slice_contents`.
+    """
+
+    case_id: str
+    hu: Int16[np.ndarray, "p z y x"]
+    present: Bool[np.ndarray, " p"]
+    label: UInt8[np.ndarray, "z y x"]
+    liver: Bool[np.ndarray, "z y x"]
+    spacing_mm: tuple[float, float, float]
+    contents: Bool[np.ndarray, "2 z"]
+
+
+def slice_contents(
+    label: UInt8[np.ndarray, "z y x"], liver: Bool[np.ndarray, "z y x"]
+) -> Bool[np.ndarray, "2 z"]:
+    """Which slices hold liver, true or predicted, and which hold tumor."""
+    return np.stack([(liver | (label > 0)).any(axis=(1, 2)), (label == TUMOR).any(axis=(1, 2))])
+
+
+def draw_patch(
+    case: PreparedCase, spec: InputSpec, settings: PatchSettings, rng: np.random.Generator
+) -> Sample:
+    """Draw one training patch.
+
+    Tumor outside the predicted liver cannot be seen, and is ignored (-1).
+
+    Args:
+        case: where from.
+        spec: what the system wants to see.
+        settings: how often a lesion, which phases.
+        rng: consumed the same way whatever the case holds.
+    """
+    u = rng.random(12)
+    anchor = _anchor(case, spec, u, settings.lesion_fraction)
+    start = _start(case.label.shape, spec, anchor, u[4:7])
+    present = drop_phases(case.present, spec, settings.phase_dropout, u[7:])
+    patch = cut(case, spec, start, _size(spec), present)
+    hidden = (patch.label == spec.class_names.index("tumor")) & ~patch.liver
+    label = np.where(hidden & spec.needs_liver, -1, patch.label)
+    return Sample(patch.image, patch.present, label, patch.liver, patch.visible)
+
+
+def whole_case(case: PreparedCase, spec: InputSpec) -> ValidationCase:
+    """Cut a case into pieces that cover it: every slice, or blocks of the patch's size in 3D."""
+    stride = spec.stride
+    shape = case.label.shape
+    if spec.dims == 2:
+        y, x = (-(-n // stride) * stride for n in shape[1:])
+        size = (1, y, x)
+        starts = [(z, 0, 0) for z in range(shape[0])]
+    else:
+        size = _size(spec)
+        steps = [range(0, n, s) for n, s in zip(shape, size, strict=True)]
+        starts = [(z, y, x) for z in steps[0] for y in steps[1] for x in steps[2]]
+    pieces = tuple(cut(case, spec, start, size, case.present, outside=-1) for start in starts)
+    return ValidationCase(case.case_id, pieces, float(np.prod(case.spacing_mm)) / 1000.0)
+
+
+def cut(
+    case: PreparedCase,
+    spec: InputSpec,
+    start: tuple[int, int, int],
+    size: tuple[int, int, int],
+    present: Bool[np.ndarray, " p"],
+    *,
+    outside: int = 0,
+) -> Sample:
+    """Cut a box out of a case and prepare it.
+
+    Args:
+        case: where from.
+        spec: what the system wants to see.
+        start: first voxel; may be negative or beyond the case.
+        size: (z, y, x); 1 along z for 2D systems.
+        present: phases shown; others are zero.
+        outside: label of voxels beyond the case.
+    """
+    z = start[0]
+    two = spec.dims == 2
+    n_windows = len(spec.windows_hu)
+    spatial = size[1:] if two else size
+    # A slice's context reaches along z, so 2D cuts keep the whole column: a view, not a copy.
+    inside, pads = _overlap(case.label.shape, start, size)
+    column = (slice(None), *inside[1:])
+    image = np.zeros((len(present), spec.channels, *spatial), np.float32)
+    for phase in np.flatnonzero(present):
+        if two:
+            seen = slice_input(
+                case.hu[phase][column],
+                z,
+                offsets_mm=spec.slice_offsets_mm,
+                spacing_z_mm=case.spacing_mm[0],
+                windows_hu=spec.windows_hu,
+                liver=None,
+            )
+        else:
+            hu = case.hu[phase][inside]
+            seen = np.stack([window(hu, limits) for limits in spec.windows_hu])
+        # Beyond the case there is air, which every window shows as 0.
+        image[phase] = np.pad(seen, [(0, 0), *pads[3 - len(spatial) :]])
+    plane = (z, *inside[1:]) if two else inside
+    margin = pads[3 - len(spatial) :]
+    label = class_index(case.label[plane], spec)
+    visible = None
+    if spec.needs_liver and two:
+        context = context_indices(case.label.shape[0], z, spec.slice_offsets_mm, case.spacing_mm[0])
+        shown = np.tile(case.liver[column][context], (n_windows, 1, 1))
+        visible = np.pad(shown, [(0, 0), *margin])
+    elif spec.needs_liver:
+        shown = np.repeat(case.liver[inside][None], n_windows, axis=0)
+        visible = np.pad(shown, [(0, 0), *margin])
+    return Sample(
+        image=image,
+        present=present,
+        label=np.pad(label, margin, constant_values=outside),
+        liver=np.pad(case.liver[plane], margin),
+        visible=visible,
+    )
+
+
+def class_index(label: UInt8[np.ndarray, "*spatial"], spec: InputSpec) -> np.ndarray:
+    """Labels 0/1/2 as indices into the system's classes; a class it lacks is its parent."""
+    names = spec.class_names
+    liver = names.index("liver") if "liver" in names else 0
+    tumor = names.index("tumor") if "tumor" in names else liver
+    return np.array([0, liver, tumor], np.int64)[label]
+
+
+def drop_phases(
+    present: Bool[np.ndarray, " p"],
+    spec: InputSpec,
+    settings: PhaseDropout,
+    u: np.ndarray,
+) -> Bool[np.ndarray, " p"]:
+    """Choose the phases a sample keeps.
+
+    Args:
+        present: phases the case has.
+        spec: order of the phases.
+        settings: how often, and whether the reference stays.
+        u: uniform numbers: one to decide, one a phase.
+    """
+    if u[0] >= settings.p or spec.needs_all_phases:
+        return present.copy()
+    free = np.flatnonzero(present)
+    if settings.keep_reference:
+        order = [spec.phases.index(p) for p in ("PV", "DL", "ART", "NC") if p in spec.phases]
+        reference = next(i for i in order if present[i])
+        kept = {reference, *(i for i in free if i != reference and u[1 + i] < 0.5)}
+    else:
+        # One of the 2^n - 1 non-empty subsets, all equally likely.
+        code = 1 + min(int(u[1] * (2 ** len(free) - 1)), 2 ** len(free) - 2)
+        kept = {i for bit, i in enumerate(free) if code >> bit & 1}
+    return np.isin(np.arange(len(present)), sorted(kept))
+
+
+def _size(spec: InputSpec) -> tuple[int, int, int]:
+    z, y, x = (1, *spec.patch) if spec.dims == 2 else spec.patch
+    return z, y, x
+
+
+def _anchor(
+    case: PreparedCase, spec: InputSpec, u: np.ndarray, lesion_fraction: float
+) -> tuple[int, int, int]:
+    """A voxel that the patch must hold: of a lesion, or of a slice of liver without one."""
+    liver_slices, tumor_slices = case.contents
+    slices, lesion = liver_slices, False
+    if u[0] < lesion_fraction and tumor_slices.any():
+        slices, lesion = tumor_slices, True
+    elif spec.dims == 2 and (liver_slices & ~tumor_slices).any():
+        slices = liver_slices & ~tumor_slices
+    numbers = np.flatnonzero(slices)
+    if numbers.size == 0:
+        z, y, x = (n // 2 for n in case.label.shape)
+        return z, y, x
+    z = int(numbers[int(u[1] * numbers.size)])
+    wanted = case.label[z] == TUMOR if lesion else case.liver[z] | (case.label[z] > 0)
+    ys, xs = np.nonzero(wanted)
+    chosen = int(u[2] * ys.size)
+    return z, int(ys[chosen]), int(xs[chosen])
+
+
+def _start(
+    shape: tuple[int, ...], spec: InputSpec, anchor: tuple[int, int, int], u: np.ndarray
+) -> tuple[int, int, int]:
+    """A patch that holds the anchor, as far inside the case as it fits."""
+    start = []
+    for n, size, at, draw in zip(shape, _size(spec), anchor, u, strict=True):
+        if n <= size:
+            start.append(-((size - n) // 2))
+            continue
+        low, high = max(0, at - size + 1), min(at, n - size)
+        start.append(low + int(draw * (high - low + 1)))
+    z, y, x = start
+    return (anchor[0], y, x) if spec.dims == 2 else (z, y, x)
+
+
+def _overlap(
+    shape: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...]
+) -> tuple[tuple[slice, ...], list[tuple[int, int]]]:
+    """Where a box lies inside an array, and how far it sticks out on either side."""
+    inside, pads = [], []
+    for n, first, length in zip(shape, start, size, strict=True):
+        last = first + length
+        inside.append(slice(min(max(first, 0), n), min(max(last, 0), n)))
+        pads.append((min(max(-first, 0), length), min(max(last - n, 0), length)))
+    return tuple(inside), pads

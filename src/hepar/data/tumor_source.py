@@ -1,0 +1,254 @@
+"""Tumor patches from prepared cases: the order of an epoch, and phantom patients as cases."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Bool
+from scipy import ndimage
+
+import hepar.phantom
+from hepar.data.cache import ArrayCache, Arrays, content_key, file_hash
+from hepar.data.patches import PreparedCase, draw_patch, slice_contents, whole_case
+from hepar.data.sampling import Sample, ValidationCase
+from hepar.errors import UsageError
+from hepar.geometry import Grid, resample
+from hepar.phantom.anatomy import anatomy
+from hepar.phantom.scanner import paint
+from hepar.recipe import LiverMask, PatchSettings, PhantomTumorData
+from hepar.systems.base import InputSpec
+
+LOG = logging.getLogger(__name__)
+VALIDATION_SEED = 500_000  # far from training's, whatever the size of the bank
+GROUP = 8
+_PARTS = ("hu", "label", "liver", "spacing_mm", "contents")
+_DRAW, _ORDER, _PAINT = 1, 2, 3
+
+
+class CaseProvider(Protocol):
+    """Gives prepared cases. Must be safe to call from several threads."""
+
+    @property
+    def n_train(self) -> int:
+        """Training cases."""
+        ...
+
+    @property
+    def n_validation(self) -> int:
+        """Held-out cases."""
+        ...
+
+    def train_case(self, index: int, epoch: int) -> PreparedCase:
+        """A training case; may look different from epoch to epoch."""
+        ...
+
+    def validation_case(self, index: int) -> PreparedCase:
+        """A held-out case."""
+        ...
+
+
+class CaseSource:
+    """A `SampleSource` over prepared cases.
+
+    An epoch draws `samples_per_case` patches of every case. Cases come in groups whose patches
+    alternate, so that a batch mixes patients while only a group lies in memory.
+    """
+
+    target_class = "tumor"
+
+    def __init__(
+        self, cases: CaseProvider, settings: PatchSettings, spec: InputSpec, *, seed: int
+    ) -> None:
+        if self.target_class not in spec.class_names:
+            raise UsageError(
+                "E_RECIPE",
+                "train",
+                f"the system knows {', '.join(spec.class_names)}, the data teach tumor.",
+                "Choose a system with a class named tumor, or other data.",
+            )
+        self.cases, self.settings, self.spec, self.seed = cases, settings, spec, seed
+
+    def __len__(self) -> int:
+        """Samples in an epoch."""
+        return self.cases.n_train * self.settings.samples_per_case
+
+    def sample(self, epoch: int, index: int) -> Sample:
+        """The sample of (seed, epoch, index)."""
+        order = np.random.default_rng([_ORDER, self.seed, epoch]).permutation(self.cases.n_train)
+        block, within = divmod(index, GROUP * self.settings.samples_per_case)
+        group = order[block * GROUP : (block + 1) * GROUP]
+        case = self.cases.train_case(int(group[within % len(group)]), epoch)
+        rng = np.random.default_rng([_DRAW, self.seed, epoch, index])
+        return draw_patch(case, self.spec, self.settings, rng)
+
+    def validation(self) -> Iterator[ValidationCase]:
+        """The held-out cases, every phase shown."""
+        for index in range(self.cases.n_validation):
+            yield whole_case(self.cases.validation_case(index), self.spec)
+
+
+class PhantomCases:
+    """Liver boxes of phantom patients, painted in every phase of the model.
+
+    Args:
+        settings: how many, how painted.
+        spec: the model's phases and spacing.
+        cache_dir: folder for painted boxes; None paints again in every run.
+        memory_bytes: painted boxes kept in memory.
+    """
+
+    def __init__(
+        self,
+        settings: PhantomTumorData,
+        spec: InputSpec,
+        *,
+        cache_dir: Path | None,
+        memory_bytes: int = 2**30,
+    ) -> None:
+        spacing_mm = settings.spacing_mm or spec.spacing_mm
+        if spacing_mm is None:
+            raise UsageError(
+                "E_RECIPE",
+                "train",
+                "neither data.spacing_mm nor system.spacing_mm says how fine phantoms are.",
+                "Set data.spacing_mm.",
+            )
+        self.settings, self.spec = settings, spec
+        self.spacing_mm = spacing_mm
+        self.cache = ArrayCache(cache_dir, memory_bytes=memory_bytes)
+        self.code = _code_hash()
+
+    @property
+    def n_train(self) -> int:
+        """Training patients."""
+        return self.settings.train_patients
+
+    @property
+    def n_validation(self) -> int:
+        """Held-out patients."""
+        return self.settings.validation_patients
+
+    def train_case(self, index: int, epoch: int) -> PreparedCase:
+        """A patient; epochs take turns among its scans."""
+        paints = self.settings.paints
+        return self._case(self.settings.seed_base + index, paints, epoch % paints)
+
+    def validation_case(self, index: int) -> PreparedCase:
+        """A held-out patient's only scan."""
+        return self._case(self.settings.seed_base + VALIDATION_SEED + index, 1, 0)
+
+    def fill(self, processes: int) -> None:
+        """Paint every patient into the cache folder, several at a time."""
+        base, paints = self.settings.seed_base, self.settings.paints
+        wanted = [(base + i, paints) for i in range(self.n_train)]
+        wanted += [(base + VALIDATION_SEED + i, 1) for i in range(self.n_validation)]
+        job = partial(_fill_one, self.settings, self.spec, self.cache.folder)
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            for done, _ in enumerate(pool.map(job, wanted)):
+                LOG.info("painted %d of %d patients", done + 1, len(wanted))
+
+    def _case(self, patient: int, paints: int, chosen: int) -> PreparedCase:
+        arrays = self._arrays(patient, paints)
+        part = {name: arrays[f"{name}{chosen}"] for name in _PARTS}
+        z, y, x = (float(v) for v in part["spacing_mm"])
+        return PreparedCase(
+            case_id=f"phantom-{patient}",
+            hu=part["hu"],
+            present=np.ones(len(self.spec.phases), bool),
+            label=part["label"],
+            liver=part["liver"],
+            spacing_mm=(z, y, x),
+            contents=part["contents"],
+        )
+
+    def _arrays(self, patient: int, paints: int) -> Arrays:
+        settings = self.settings
+        parts = {
+            "code": self.code,
+            "patient": patient,
+            "paints": paints,
+            "phases": list(self.spec.phases),
+            "spacing_mm": list(self.spacing_mm),
+            "thick_slices": settings.thick_slices,
+            "misalignment_mm": settings.misalignment_mm,
+            "liver_mask": settings.liver_mask.model_dump(),
+        }
+        return self.cache.get(parts, lambda: self._paint(patient, paints))
+
+    def _paint(self, patient: int, paints: int) -> Arrays:
+        body = anatomy(patient, field="liver", spacing_mm=self.spacing_mm)
+        arrays: Arrays = {}
+        for number in range(paints):
+            rng = np.random.default_rng([_PAINT, patient, number])
+            painted = paint(
+                body,
+                int(rng.integers(2**31)),
+                phases=tuple(self.spec.phases),
+                misalignment_mm=self.settings.misalignment_mm,
+            )
+            hu = np.stack([painted.hu[phase] for phase in self.spec.phases])
+            label = painted.label
+            liver = imperfect_liver(painted.liver, self.spacing_mm, self.settings.liver_mask, rng)
+            z, y, x = self.spacing_mm
+            if rng.random() < self.settings.thick_slices:
+                hu, label, liver, z = thicken(hu), label[1::2], liver[1::2], 2 * z
+            arrays |= {
+                f"hu{number}": hu,
+                f"label{number}": np.ascontiguousarray(label),
+                f"liver{number}": np.ascontiguousarray(liver),
+                f"spacing_mm{number}": np.array([z, y, x]),
+                f"contents{number}": slice_contents(label, liver),
+            }
+        return arrays
+
+
+def _fill_one(
+    settings: PhantomTumorData, spec: InputSpec, folder: Path | None, wanted: tuple[int, int]
+) -> None:
+    PhantomCases(settings, spec, cache_dir=folder)._arrays(*wanted)
+
+
+def thicken(hu: np.ndarray) -> np.ndarray:
+    """Every second slice, each the mean of itself and half of its neighbors, int16."""
+    padded = np.pad(hu.astype(np.float32), ((0, 0), (0, 1), (0, 0), (0, 0)), mode="edge")
+    before, center, after = padded[:, 0:-2:2], padded[:, 1:-1:2], padded[:, 2::2]
+    return np.rint(0.25 * before + 0.5 * center + 0.25 * after).astype(np.int16)
+
+
+def imperfect_liver(
+    liver: Bool[np.ndarray, "z y x"],
+    spacing_mm: tuple[float, float, float],
+    settings: LiverMask,
+    rng: np.random.Generator,
+) -> Bool[np.ndarray, "z y x"]:
+    """A liver mask as a network would draw it: the border moved by a smooth random field.
+
+    Args:
+        liver: the true mask.
+        spacing_mm: (z, y, x).
+        settings: how far, and over what length the error changes.
+        rng: explicit generator.
+    """
+    if (settings.bias_mm == 0 and settings.jitter_mm == 0) or not liver.any():
+        return liver.copy()
+    depth_mm = ndimage.distance_transform_edt(liver, sampling=spacing_mm)
+    depth_mm -= ndimage.distance_transform_edt(~liver, sampling=spacing_mm)
+    z, y, x = liver.shape
+    fine = Grid.axial((z, y, x), spacing_mm)
+    coarse = fine.with_spacing((settings.length_mm,) * 3)
+    field = resample(rng.normal(size=coarse.shape), coarse, fine, antialias=False)
+    field *= settings.jitter_mm / max(float(field.std()), 1e-6)
+    return np.asarray(depth_mm + field + settings.bias_mm > 0)
+
+
+def _code_hash() -> str:
+    """Hash of the code that decides what a painted box looks like."""
+    files = sorted(Path(hepar.phantom.__file__).parent.glob("*.py"))
+    return content_key({path.name: file_hash(path) for path in (*files, Path(__file__))})

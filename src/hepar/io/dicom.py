@@ -1,0 +1,272 @@
+"""The DICOM door: every series of a folder, with its geometry and a verdict.
+
+Nothing is decided by file name, InstanceNumber or SliceThickness. Series are never merged, no slice
+is dropped unsaid, and no spacing, position or intercept is invented; what cannot be read safely is
+refused with a code and a remedy, and the other series go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from hepar.errors import InputRefused
+from hepar.io.dicom_headers import Damaged, Header, Scan, scan_files, walk_files
+from hepar.io.dicom_pixels import digest, quiet, read_hu, refuse_undecodable
+from hepar.io.dicom_split import Rejected, stacks_of
+from hepar.io.dicom_stack import Stack
+from hepar.io.hounsfield import implausible
+from hepar.io.refusal import refuse
+from hepar.study import Phase, Series, SeriesVerdict, Volume
+
+_CT = "1.2.840.10008.5.1.4.1.1.2"
+_ENHANCED_CT = (f"{_CT}.1", f"{_CT}.2")
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_IMAGE_MODALITIES = frozenset({"MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "OPT"})
+_NOT_A_SLICE = ("LOCALIZER", "SCOUT", "TOPOGRAM", "MIP", "MINIP", "MNIP")
+_NOTES = {
+    "W_NO_RESCALE": "no rescale in the headers, the values were taken as HU because they look it",
+    "W_MONOCHROME1": "the display is inverted (MONOCHROME1), the HU are not",
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One series as it came through a door: a volume, or why there is none.
+
+    Attributes:
+        verdict: what became of it.
+        volume: HU, for a usable or repaired series.
+        tags: phase evidence.
+        files: source files in slice order.
+        error: the refusal, for a refused series.
+        assigned: the phase the user gave.
+    """
+
+    verdict: SeriesVerdict
+    volume: Volume | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    error: InputRefused | None = None
+    assigned: Phase | None = None
+
+
+def read_dicom(folder: Path | str) -> tuple[tuple[Series, ...], tuple[SeriesVerdict, ...]]:
+    """Read every series of one patient below a folder.
+
+    Args:
+        folder: DICOM files at any depth, in any order and under any name, among other files.
+
+    Returns:
+        The usable series and a verdict on every series and damaged file.
+
+    Raises:
+        InputRefused: `E_SEVERAL_PATIENTS`.
+    """
+    root = Path(folder)
+    with quiet():
+        scan = scan_files(walk_files(root))
+        refuse_several_patients(scan.headers)
+        return numbered(readings_of(scan, root))
+
+
+def numbered(readings: Iterable[Reading]) -> tuple[tuple[Series, ...], tuple[SeriesVerdict, ...]]:
+    """Give each reading its id in the study, `s1`, `s2`, ..., and sort out the usable ones."""
+    series, verdicts = [], []
+    for count, reading in enumerate(readings, start=1):
+        verdict = replace(reading.verdict, series_id=f"s{count}")
+        verdicts.append(verdict)
+        if reading.volume is not None:
+            tags, files = reading.tags, reading.files
+            series.append(Series(reading.volume, verdict, tags, reading.assigned, files))
+    return tuple(series), tuple(verdicts)
+
+
+def refuse_several_patients(headers: Sequence[Header]) -> None:
+    """Refuse images that are not surely of one patient.
+
+    One PatientID, or none in a single study, is one patient. Several studies need a PatientID, and
+    names and birth dates that do not contradict one another.
+
+    Raises:
+        InputRefused: `E_SEVERAL_PATIENTS`.
+    """
+    ids, names, births = ({h.patient[k] for h in headers if h.patient[k]} for k in range(3))
+    studies = {h.study_uid for h in headers}
+    if len(ids) > 1:
+        raise refuse("E_SEVERAL_PATIENTS", f"The files name {len(ids)} PatientIDs.")
+    if len(studies) <= 1:
+        return
+    if any(not h.patient[0] for h in headers):
+        raise refuse(
+            "E_SEVERAL_PATIENTS",
+            f"The files belong to {len(studies)} studies and not all name a patient.",
+        )
+    if len(names) > 1 or len(births) > 1:
+        raise refuse(
+            "E_SEVERAL_PATIENTS",
+            f"The files belong to {len(studies)} studies whose patients differ in name or birth "
+            "date under one PatientID.",
+        )
+
+
+def readings_of(scan: Scan, root: Path) -> list[Reading]:
+    """Read each series of a scan.
+
+    Args:
+        scan: headers found.
+        root: folder that sources are named relative to.
+
+    Returns:
+        One reading for each stack, each rejection and each damaged file, in an order that does not
+        depend on file names or folders.
+    """
+    groups: dict[tuple[str, str], list[Header]] = {}
+    for header in scan.headers:
+        # Stripped files that name no series are told apart by their folder.
+        series = header.series_uid or str(header.path.parent)
+        groups.setdefault((header.study_uid, series), []).append(header)
+    readings = []
+    for _, headers in sorted(groups.items(), key=lambda item: _series_order(item[1])):
+        readings.extend(_read_series(headers, scan.damaged, root))
+    for damaged in scan.damaged:
+        error = refuse(damaged.code, f"{damaged.path.name} {damaged.reason}.")
+        verdict = SeriesVerdict(
+            "", _relative(damaged.path, root), "refused", error.message, damaged.code, "", 1
+        )
+        readings.append(Reading(verdict, error=error))
+    return readings
+
+
+def _series_order(headers: list[Header]) -> tuple[int, str, str]:
+    first = min(headers, key=lambda h: (h.times["AcquisitionTime"], h.series_uid))
+    number = first.tags.get("SeriesNumber", "")
+    return (
+        int(number) if number.lstrip("-").isdigit() else 10**9,
+        first.times["AcquisitionTime"],
+        first.series_uid,
+    )
+
+
+def _read_series(headers: list[Header], damaged: list[Damaged], root: Path) -> list[Reading]:
+    """Readings of one SeriesInstanceUID."""
+    readings = []
+    slices = []
+    others: dict[tuple[str, str], list[Header]] = {}
+    for header in headers:
+        why = _why_not_a_slice(header)
+        if why is None:
+            slices.append(header)
+        else:
+            others.setdefault(why, []).append(header)
+    if slices:
+        error = _whole_series_error(slices, damaged)
+        if error is not None:
+            readings.append(_refused(slices, error, root))
+        else:
+            readings.extend(_read_part(part, root) for part in stacks_of(slices, digest))
+    for (code, reason), members in others.items():
+        if code:
+            readings.append(_refused(members, refuse(code, f"{reason}."), root))
+        else:
+            readings.append(Reading(_verdict(members, root, "unused", reason, None)))
+    return readings
+
+
+def _why_not_a_slice(header: Header) -> tuple[str, str] | None:
+    """`(code, reason)` for an image that is no CT slice; no code means unused, not unsafe."""
+    if header.sop_class in _ENHANCED_CT or (header.sop_class == _CT and header.frames > 1):
+        return "E_MULTIFRAME", "it is an enhanced (multi-frame) CT"
+    if header.sop_class.startswith(_SECONDARY_CAPTURE):
+        return "", "a secondary capture, not an acquisition"
+    is_ct = header.modality in ("CT", "") and header.sop_class in (_CT, "")
+    if not is_ct or not (header.modality or header.sop_class):
+        if header.modality in _IMAGE_MODALITIES or header.sop_class == _CT:
+            return "E_WRONG_MODALITY", f"the modality is {header.modality or 'unknown'}, not CT"
+        return "", f"a DICOM object of modality {header.modality or 'unknown'}, not a CT image"
+    kind = next((word for word in _NOT_A_SLICE if word in header.image_type), None)
+    if kind is not None:
+        return "", f"ImageType says {kind}"
+    if header.samples != 1:
+        return "E_WRONG_MODALITY", "the images are in color"
+    return None
+
+
+def _whole_series_error(slices: list[Header], damaged: list[Damaged]) -> InputRefused | None:
+    """Why no part of a series can be trusted, if so."""
+    for header in slices:
+        if header.damage:
+            return refuse("E_TRUNCATED", f"{header.damage}.")
+        if header.rows < 1 or header.columns < 1:
+            return refuse("E_TRUNCATED", f"{header.path.name} has no image matrix.")
+    folders = {header.path.parent for header in slices}
+    for file in damaged:
+        if file.spreads and file.path.parent in folders:
+            return refuse(
+                file.code, f"{file.path.name}, beside these images, {file.reason}: a slice is lost."
+            )
+    try:
+        refuse_undecodable(slices)
+    except InputRefused as error:
+        return error
+    return None
+
+
+def _read_part(part: Stack | Rejected, root: Path) -> Reading:
+    if isinstance(part, Rejected):
+        if part.error is not None:
+            return _refused(part.headers, part.error, root)
+        return Reading(_verdict(part.headers, root, "unused", part.reason, part.code))
+    try:
+        hu, notes = read_hu(part.headers)
+        doubt = implausible(hu)
+        if doubt is not None:
+            raise refuse("E_HU_IMPLAUSIBLE", f"{doubt[0].upper()}{doubt[1:]}.")
+    except InputRefused as error:
+        return _refused(part.headers, error, root)
+    depth = f"{part.grid.spacing_mm[0]:.3f} mm apart"
+    said = (f"{len(part.headers)} slices {depth}", part.note, *(_NOTES[note] for note in notes))
+    reason = "; ".join(filter(None, said))
+    code = part.code or (notes[0] if notes else None)
+    status = "repaired" if part.repaired else "usable"
+    first = min(part.headers, key=lambda h: (h.times["AcquisitionTime"], h.instance))
+    return Reading(
+        SeriesVerdict(
+            "",
+            _source(part.headers, root),
+            status,  # type: ignore[arg-type]
+            reason,
+            code,
+            first.tags.get("SeriesDescription", ""),
+            len(part.headers),
+        ),
+        Volume(hu, part.grid),
+        {**first.tags, "FolderName": _source(part.headers, root)},
+        tuple(str(h.path) for h in part.headers),
+    )
+
+
+def _refused(headers: Sequence[Header], error: InputRefused, root: Path) -> Reading:
+    return Reading(_verdict(headers, root, "refused", error.message, error.code), error=error)
+
+
+def _verdict(
+    headers: Sequence[Header], root: Path, status: str, reason: str, code: str | None
+) -> SeriesVerdict:
+    description = headers[0].tags.get("SeriesDescription", "")
+    source = _source(headers, root)
+    return SeriesVerdict("", source, status, reason, code, description, len(headers))  # type: ignore[arg-type]
+
+
+def _source(headers: Sequence[Header], root: Path) -> str:
+    return _relative(min(h.path for h in headers).parent, root)
+
+
+def _relative(path: Path, root: Path) -> str:
+    """A path below the study, never an absolute one, which may name a person."""
+    try:
+        inside = path.relative_to(root)
+    except ValueError:
+        return path.name
+    return inside.as_posix() if inside.parts else root.resolve().name

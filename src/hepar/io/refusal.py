@@ -1,0 +1,50 @@
+"""The refusals of the reading doors: one remedy a code, so that every door says the same."""
+
+from __future__ import annotations
+
+from hepar.errors import InputRefused
+
+REMEDIES: dict[str, str] = {
+    "E_NO_IMAGE": "Give a CT as a DICOM folder or as .nii / .nii.gz.",
+    "E_WRONG_MODALITY": "Give a CT series; MR, PET and others cannot be read as HU.",
+    "E_TRUNCATED": "Copy or export the file again; it ends before its data do.",
+    "E_CORRUPT": "Copy or export the file again; its checksum does not match.",
+    "E_MALFORMED": "Export the file again; its header cannot be parsed.",
+    "E_BOMB": "Do not use this file; it inflates far beyond any CT image.",
+    "E_SLICE_GAP": "Export the series again with every slice.",
+    "E_NON_UNIFORM": "Reconstruct the series with one slice distance, or resample it by true "
+    "position first.",
+    "E_DUPLICATE_SLICE": "Remove the wrong one of the two images, or export the series again.",
+    "E_AMBIGUOUS_STACK": "Export each phase as a series of its own.",
+    "E_MIXED_GEOMETRY": "Export a series in which all images share one matrix and pixel spacing.",
+    "E_GANTRY_TILT": "Correct the tilt first (dcm2niix writes a corrected NIfTI) and give that.",
+    "E_NO_GEOMETRY": "Export the series with ImagePositionPatient, ImageOrientationPatient and "
+    "PixelSpacing; they are never guessed.",
+    "E_MULTIFRAME": "Convert the enhanced (multi-frame) CT to NIfTI with dcm2niix, or export it as "
+    "classic CT Image Storage.",
+    "E_UNSUPPORTED_SYNTAX": "Export uncompressed, RLE or JPEG 2000, e.g. with `gdcmconv --raw`.",
+    "E_DECODE": "Export the series again, uncompressed; its pixel data cannot be decoded.",
+    "E_BAD_RESCALE": "Export the series again with its RescaleSlope and RescaleIntercept.",
+    "E_HU_IMPLAUSIBLE": "Give the original CT in HU, not a mask and not a windowed, normalized or "
+    "shifted copy.",
+    "E_SEVERAL_PATIENTS": "Give one patient's folder at a time.",
+    "E_TOO_FEW_SLICES": "Give a series of at least three slices that covers the liver.",
+    "E_SEVERAL_SERIES": "Give the folder of exactly one series for each --phase.",
+    "E_NOT_NIFTI": "Give a NIfTI file (.nii or .nii.gz).",
+    "E_NDIM": "Give one 3D volume a file; split a 4D file first, one file a phase.",
+    "E_DTYPE": "Give a volume of integers or floats.",
+    "E_NOT_FINITE": "Replace NaN and Inf before saving the volume.",
+    "E_AFFINE": "Save the volume with a finite, invertible affine.",
+    "E_NO_AFFINE": "Save the volume with a qform or sform (code 1 or more); orientation is never "
+    "guessed.",
+    "E_AFFINE_CONFLICT": "Save the volume with one affine in both qform and sform.",
+    "E_SHEARED": "Resample the volume onto a grid with orthogonal axes.",
+    "E_UNITS": "Save the volume in millimeters and set xyzt_units accordingly.",
+    "E_LABEL_VALUES": "Save the labels as non-negative integers.",
+    "E_MEMORY": "Crop the volume, or use a machine with more memory.",
+}
+
+
+def refuse(code: str, message: str, stage: str = "read") -> InputRefused:
+    """The refusal with a code's own remedy, to be raised by the caller."""
+    return InputRefused(code, stage, message, REMEDIES[code])

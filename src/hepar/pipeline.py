@@ -1,0 +1,94 @@
+"""OPEN FIRST: the method, in the order it runs. Each stage is the file of its name in `stages/`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hepar.infer.bundle import Bundle
+from hepar.infer.tiling import Tiling
+from hepar.io.atomic import staged_folder
+from hepar.provenance import Provenance
+from hepar.stages.diagnose import diagnose
+from hepar.stages.harmonize import harmonize
+from hepar.stages.liver import find_liver
+from hepar.stages.phases import assign_phases
+from hepar.stages.read import read_study
+from hepar.stages.register import register
+from hepar.stages.report import compose, write_report
+from hepar.stages.tumor import find_lesions
+from hepar.study import Diagnosis, Findings, LesionMap, LiverCase, Phase
+
+
+@dataclass(frozen=True)
+class Case:
+    """A patient after every stage but the report."""
+
+    liver: LiverCase
+    lesions: LesionMap
+    diagnosis: Diagnosis
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A study in, findings out.
+
+    Attributes:
+        bundle: the models.
+        tiling: device, memory and speed of the networks.
+        progress: told the name of each stage as it begins.
+    """
+
+    bundle: Bundle
+    tiling: Tiling = Tiling()
+    progress: Callable[[str], None] = lambda stage: None
+
+    def run(self, source: Path | None, stated: Mapping[Phase, Path] | None = None) -> Case:
+        """Read a study and find what is in it.
+
+        Args:
+            source: DICOM folder, NIfTI file, or folder of either; None when all phases are stated.
+            stated: series whose phase the user said.
+
+        Raises:
+            HeparError: the study, or the model, cannot be used.
+        """
+        begin = self.progress
+        begin("read the study")
+        study = read_study(source, stated)  # every series with a verdict
+        phased = assign_phases(study)  # phase, confidence, reason
+        begin("register " + ", ".join(phased.volumes))
+        aligned = register(harmonize(phased))  # one grid; a quality a phase
+        begin("find the liver")
+        liver = find_liver(aligned, self.bundle.model("liver"), tiling=self.tiling)
+        begin("find lesions")
+        lesions = find_lesions(liver, self.bundle.model("tumor"), tiling=self.tiling)
+        begin("judge lesions")
+        return Case(liver, lesions, diagnose(liver, lesions, self.bundle.classifier()))
+
+    def segment(
+        self,
+        source: Path | None,
+        out: Path,
+        *,
+        stated: Mapping[Phase, Path] | None = None,
+        probabilities: bool = False,
+    ) -> Findings:
+        """Run, and leave the results in `out`: all of them, or nothing."""
+        provenance = Provenance.begin(
+            device=self.tiling.device, hashes={"model": self.bundle.sha256}
+        )
+        case = self.run(source, stated)
+        findings = compose(case.liver, case.lesions, case.diagnosis, provenance)
+        self.progress("write the report")
+        with staged_folder(out) as staged:
+            write_report(
+                findings,
+                case.liver,
+                case.lesions,
+                staged,
+                probabilities=probabilities,
+                run=provenance.as_dict(),
+            )
+        return findings

@@ -1,0 +1,311 @@
+"""A training run as one strict, frozen document: system, data, schedule, augmentation, seed.
+
+YAML on disk, one level of `extends`, `--set a.b=c` on top; a name that does not exist is an error
+with the nearest one that does. Torch-free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hepar import strict_yaml
+from hepar.errors import UsageError
+from hepar.systems.baselines.context_unet3d.settings import ContextUnet3dSettings
+from hepar.systems.sam_urim.settings import SamUrimSettings
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Spacing = tuple[Positive, Positive, Positive]
+
+
+class Strict(BaseModel):
+    """Frozen; unknown keys, wrong types and infinities are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+SystemSettings = Annotated[
+    SamUrimSettings | ContextUnet3dSettings,
+    Field(discriminator="name"),
+]
+
+
+class PhaseDropout(Strict):
+    """Which phases a training sample keeps.
+
+    Attributes:
+        p: probability that phases are dropped from a sample.
+        keep_reference: the reference phase (PV, else DL, else ART, else NC) is never dropped, as
+            in the papers; otherwise every non-empty subset is equally likely.
+    """
+
+    p: Fraction = 0.0
+    keep_reference: bool = True
+
+
+class LiverMask(Strict):
+    """How the liver mask that a tumor system sees differs from the truth.
+
+    Attributes:
+        bias_mm: mean outward shift of the border; negative erodes.
+        jitter_mm: standard deviation of the border's smooth random shift; 0 with bias 0 is truth.
+        length_mm: correlation length of that shift.
+    """
+
+    bias_mm: float = 0.0
+    jitter_mm: NonNegative = 0.0
+    length_mm: Positive = 20.0
+
+
+class PatchSettings(Strict):
+    """How patches are drawn from prepared cases.
+
+    Attributes:
+        samples_per_case: patches drawn from a painted or loaded case before the next one.
+        lesion_fraction: share of the patches that must hold tumor, where a case has any.
+        phase_dropout: see `PhaseDropout`.
+        liver_mask: see `LiverMask`.
+    """
+
+    samples_per_case: Count = 16
+    lesion_fraction: Fraction = 0.5
+    phase_dropout: PhaseDropout = PhaseDropout()
+    liver_mask: LiverMask = LiverMask()
+
+
+class PhantomTumorData(PatchSettings):
+    """Liver boxes of phantom patients, painted once and kept.
+
+    Attributes:
+        train_patients: anatomies in the training bank.
+        validation_patients: held-out anatomies; their seeds do not depend on train_patients.
+        seed_base: anatomy seeds are seed_base + 0, 1, 2, ...
+        spacing_mm: (z, y, x); None takes the system's.
+        paints: scans painted of each training anatomy; epochs take turns.
+        thick_slices: share of scans with slices twice as thick and far apart.
+        misalignment_mm: between phases, inside the painted scan.
+    """
+
+    kind: Literal["phantom"] = "phantom"
+    train_patients: Count = 120
+    validation_patients: Count = 16
+    seed_base: Annotated[int, Field(ge=0)] = 0
+    spacing_mm: Spacing | None = None
+    paints: Count = 2
+    thick_slices: Fraction = 0.0
+    misalignment_mm: NonNegative = 0.0
+
+
+class CohortData(PatchSettings):
+    """Patients on disk.
+
+    Attributes:
+        path: `cohort.csv`.
+        fold: patients of this fold are held out.
+        margin_mm: kept around the liver.
+    """
+
+    kind: Literal["cohort"] = "cohort"
+    path: Path
+    fold: Annotated[int, Field(ge=0)] = 0
+    margin_mm: NonNegative = 12.0
+
+
+class OrganData(Strict):
+    """Whole-abdomen volumes with organ labels, for the liver stage.
+
+    Attributes:
+        anatomies: folders of real patients (a scan and a subfolder of organ masks), to be deformed
+            and recolored; may be empty.
+        variants: domes and vessel trees made of each of them.
+        anatomy_share: share of the samples that show a real anatomy, where there is one.
+        recolor_share: share of those that keep the scan's texture; the others are painted.
+        wild_share: share of the samples whose soft organs have HU in any order.
+        phantoms: procedural anatomies.
+        phantom_shape, phantom_spacing_mm: their grid (z, y, x).
+        validation_phantoms, validation_warps: held-out cases of either kind.
+        epoch_samples: samples called an epoch; none ever repeats.
+        seed_base: phantom seeds are seed_base + 0, 1, 2, ...; validation seeds follow training's.
+    """
+
+    kind: Literal["organ"] = "organ"
+    anatomies: tuple[Path, ...] = ()
+    variants: Count = 16
+    anatomy_share: Fraction = 0.65
+    recolor_share: Fraction = 0.6
+    wild_share: Fraction = 0.15
+    phantoms: Annotated[int, Field(ge=0)] = 64
+    phantom_shape: tuple[Count, Count, Count] = (80, 80, 96)
+    phantom_spacing_mm: Spacing = (4.0, 4.0, 4.0)
+    validation_phantoms: Annotated[int, Field(ge=0)] = 4
+    validation_warps: Annotated[int, Field(ge=0)] = 6
+    epoch_samples: Count = 1000
+    seed_base: int = 0
+
+    @model_validator(mode="after")
+    def _something(self) -> OrganData:
+        if not self.anatomies and self.phantoms == 0:
+            raise ValueError("give anatomies, phantoms, or both")
+        return self
+
+
+DataSettings = Annotated[PhantomTumorData | OrganData | CohortData, Field(discriminator="kind")]
+
+
+class Schedule(Strict):
+    """Optimizer and length of a run.
+
+    Attributes:
+        lr_schedule: `constant`; `step`, times `lr_factor` every `lr_every` steps; `poly` to the
+            power `lr_power`; `cosine`, ending at zero.
+        warmup: steps of linear warm-up before the schedule.
+        clip_norm: largest gradient norm; None leaves gradients alone.
+        precision: bf16 and fp16 compute under autocast; weights stay float32.
+        ema_decay: exponential moving average of weights, which is then what is validated and kept.
+        validate_every: steps; 0 validates at the end only.
+    """
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Positive = 5e-4
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    weight_decay: NonNegative = 1e-4
+    steps: Count
+    batch_size: Count = 8
+    lr_schedule: Literal["constant", "step", "poly", "cosine"] = "constant"
+    lr_every: Count = 1000
+    lr_factor: Positive = 0.1
+    lr_power: Positive = 0.9
+    warmup: Annotated[int, Field(ge=0)] = 0
+    clip_norm: Positive | None = 12.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    validate_every: Annotated[int, Field(ge=0)] = 0
+    checkpoint_every: Count = 200
+    channels_last: bool = True
+
+
+class Augment(Strict):
+    """Ranges of augmentation; each transform happens with its own probability.
+
+    Attributes:
+        p: probability of each of shift, rotation and scaling.
+        shift: largest shift as a fraction of the patch.
+        rotate_deg: largest in-plane rotation.
+        scale: smallest and largest magnification.
+        flip_axes: axes flipped with probability one half.
+        intensity_p: probability of each intensity transform.
+        intensity_scale, intensity_shift, gamma, noise: largest relative contrast change, shift,
+            |log gamma| and noise standard deviation, in units of the window.
+        misalignment_mm: standard deviation of an extra in-plane shift of each phase but the
+            reference.
+    """
+
+    p: Fraction = 0.5
+    shift: Fraction = 0.1
+    rotate_deg: NonNegative = 15.0
+    scale: tuple[Positive, Positive] = (0.9, 1.1)
+    flip_axes: tuple[Literal["z", "y", "x"], ...] = ()
+    intensity_p: Fraction = 0.0
+    intensity_scale: Fraction = 0.1
+    intensity_shift: Fraction = 0.05
+    gamma: NonNegative = 0.2
+    noise: NonNegative = 0.03
+    misalignment_mm: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Augment:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError("scale must be (smallest, largest)")
+        return self
+
+
+class Recipe(Strict):
+    """Everything that decides the weights of a run, besides the code."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    seed: Annotated[int, Field(ge=0)] = 0
+    system: SystemSettings
+    data: DataSettings
+    schedule: Schedule
+    augment: Augment = Augment()
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: YAML; may name one base file in `extends`, relative to itself.
+        overrides: `a.b=c`, the value being YAML; applied last.
+
+    Raises:
+        UsageError: `E_RECIPE`, naming the key and the nearest known one.
+    """
+    path = Path(path)
+    try:
+        tree = strict_yaml.read(path)
+        for override in overrides:
+            tree = strict_yaml.apply(tree, override)
+    except ValueError as error:
+        raise _refuse(str(error)) from None
+    return parse_recipe(tree, path.name)
+
+
+def parse_recipe(tree: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    """Validate plain data.
+
+    Args:
+        tree: nested mappings as YAML gives them; `system.preset` starts from the system's preset.
+        source: name used in messages.
+
+    Raises:
+        UsageError: `E_RECIPE`.
+    """
+    tree = _expand_preset(dict(tree))
+    try:
+        # Through JSON, because strict mode takes a list for a tuple only there.
+        return Recipe.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise _refuse(f"{source}: {strict_yaml.explain(error, Recipe, tree)}") from None
+    except (TypeError, ValueError) as error:
+        raise _refuse(f"{source}: {error}") from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The effective recipe as YAML, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """SHA-256 of the effective recipe, independent of how it was written."""
+    text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _refuse(message: str) -> UsageError:
+    return UsageError("E_RECIPE", "recipe", message, "Correct the recipe or the --set argument.")
+
+
+def _expand_preset(tree: dict[str, Any]) -> dict[str, Any]:
+    """Replace `system.preset` by the preset's settings, the section's other keys on top."""
+    section = tree.get("system")
+    if not isinstance(section, Mapping) or "preset" not in section:
+        return tree
+    rest = {key: value for key, value in section.items() if key != "preset"}
+    settings: Any = strict_yaml.members(Recipe, "system").get(str(rest.get("name")))
+    if settings is None:
+        return {**tree, "system": rest}
+    try:
+        preset = settings.preset(section["preset"])
+    except (KeyError, ValueError):
+        message = f"system.preset: {rest['name']} has no preset {section['preset']!r}."
+        raise _refuse(message) from None
+    return {**tree, "system": {**preset.model_dump(mode="json"), **rest}}

@@ -1,0 +1,256 @@
+"""From two training runs to the shipped bundle: operating point, lesion classifier, model folder.
+
+    python -m hepar.release --liver RUN --tumor RUN --card CARD -o models/lite
+
+Everything is chosen on phantoms that neither network saw: the tumor threshold on whole patients
+through the stages, with the liver that the liver network finds; the classifier on true lesion masks.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from safetensors.numpy import save_file
+from tyro.conf import arg
+
+from hepar.console import progress as console_progress
+from hepar.data.phantoms import MISALIGNMENT_MM, grid_of
+from hepar.errors import InputRefused
+from hepar.geometry import Box
+from hepar.infer.bundle import Bundle, Model, export_part, load_bundle, write_bundle
+from hepar.infer.calibrate import choose_operating_point, sweep_case
+from hepar.infer.measure import liver_hu, measure_lesion
+from hepar.infer.tiling import Tiling
+from hepar.phantom.anatomy import anatomy
+from hepar.phantom.scanner import Painted, paint
+from hepar.recipe import load_recipe
+from hepar.stages.liver import find_liver
+from hepar.stages.tumor import tumor_probability
+from hepar.study import (
+    PHASE_ORDER,
+    AlignedStudy,
+    Phase,
+    PhasedStudy,
+    RegistrationRecord,
+    Study,
+    Volume,
+    reference_phase,
+)
+from hepar.systems.baselines.enhancement_classifier import (
+    calibrate,
+    curve_features,
+    fit_enhancement_classifier,
+)
+
+logger = logging.getLogger(__name__)
+
+# Far from every training bank, whose seeds start at 0 and at 500_000.
+CALIBRATION_SEED = 700_000
+CLASSIFIER_SEED = 710_000
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PhantomCase:
+    """A synthetic patient as the stages see it, with its truth on the same grid."""
+
+    aligned: AlignedStudy
+    label: np.ndarray
+    instances: np.ndarray
+    types: dict[int, str]
+
+
+def phantom_case(
+    seed: int, phases: tuple[Phase, ...] = PHASE_ORDER, *, misalignment_mm: float = MISALIGNMENT_MM
+) -> PhantomCase:
+    """A phantom as an aligned study, by world coordinates, for scoring without files.
+
+    Args:
+        seed: of the patient.
+        phases: those that were acquired.
+        misalignment_mm: left between the phases.
+    """
+    patient = anatomy(seed)
+    scan: Painted = paint(patient, seed, misalignment_mm=misalignment_mm)
+    grid = grid_of(patient)
+    volumes = {phase: Volume(scan.hu[phase], grid) for phase in phases}
+    reference = reference_phase(volumes)
+    phased = PhasedStudy(volumes, (), Study((), ()), dict.fromkeys(phases, grid))
+    records = tuple(
+        RegistrationRecord(phase, "identity", 0.0, 0.0, 0.0, 0.0, 1.0, "phantom")
+        for phase in phases
+    )
+    aligned = AlignedStudy(volumes, reference, phased, records)
+    types = {lesion.id: lesion.type for lesion in patient.lesions}
+    return PhantomCase(aligned, scan.label, scan.instances, types)
+
+
+def calibrate_tumor(
+    liver: Model, tumor: Model, *, patients: int, device: str, progress: Progress
+) -> dict[str, Any]:
+    """Threshold and smallest lesion with the best mean score over whole phantoms.
+
+    Every second patient lacks a random phase or more, because users' patients do.
+
+    Returns:
+        The content of the tumor's `calibration.json`.
+    """
+    tiling = Tiling(device=device)
+    sweeps = []
+    for index in range(patients):
+        seed = CALIBRATION_SEED + index
+        progress(f"calibrate on phantom {index + 1} of {patients}")
+        case = phantom_case(seed, _some_phases(seed) if index % 2 else PHASE_ORDER)
+        try:
+            found = find_liver(case.aligned, liver, tiling=tiling)
+        except InputRefused as refusal:
+            logger.warning("phantom %d: %s", seed, refusal)
+            continue
+        probability = tumor_probability(found, tumor, tiling=tiling)
+        truth = case.label[found.box.slices] == 2
+        sweeps.append(sweep_case(probability, truth, case.aligned.grid.voxel_ml))
+    chosen, score = choose_operating_point(sweeps)
+    logger.info("operating point %s, score %.3f", chosen, score)
+    return chosen.model_dump()
+
+
+def _some_phases(seed: int) -> tuple[Phase, ...]:
+    rng = np.random.default_rng([seed, 5])
+    keep = rng.integers(1, 2 ** len(PHASE_ORDER))
+    return tuple(phase for bit, phase in enumerate(PHASE_ORDER) if keep >> bit & 1)
+
+
+def lesion_curves(seeds: range, progress: Progress) -> Iterator[tuple[np.ndarray, str]]:
+    """Enhancement features and type of the lesions of phantoms, measured inside true masks."""
+    for number, seed in enumerate(seeds, start=1):
+        progress(f"measure lesions of phantom {number} of {len(seeds)}")
+        patient = anatomy(seed, field="liver")
+        if not patient.lesions:
+            continue
+        scan = paint(patient, seed, misalignment_mm=MISALIGNMENT_MM)
+        grid = grid_of(patient)
+        parenchyma = liver_hu(scan.hu, scan.liver, scan.instances > 0, grid)
+        for lesion in patient.lesions:
+            mask = scan.instances == lesion.id
+            box = Box.around(mask)
+            if box is None:
+                continue
+            measured = measure_lesion(
+                lesion.id,
+                mask[box.slices],
+                box,
+                grid,
+                scan.hu,
+                parenchyma,
+                mask[box.slices].astype(np.float32),
+            )
+            yield curve_features(measured.hu, measured.liver_hu), lesion.type
+
+
+def train_classifier(patients: int, progress: Progress) -> dict[str, np.ndarray]:
+    """Fit the lesion classifier on two thirds of the phantoms and calibrate it on the rest."""
+    split = CLASSIFIER_SEED + 2 * patients // 3
+    fitting = list(lesion_curves(range(CLASSIFIER_SEED, split), progress))
+    held_out = list(lesion_curves(range(split, CLASSIFIER_SEED + patients), progress))
+    classifier = fit_enhancement_classifier(
+        np.stack([features for features, _ in fitting]), [name for _, name in fitting]
+    )
+    known = [(f, name) for f, name in held_out if name in classifier.labels]
+    classifier = calibrate(classifier, np.stack([f for f, _ in known]), [name for _, name in known])
+    return {name: np.asarray(value) for name, value in classifier.as_arrays().items()}
+
+
+def release(
+    liver_run: Path,
+    tumor_run: Path,
+    out: Path,
+    *,
+    version: str,
+    card: str | None,
+    calibration_patients: int,
+    classifier_patients: int,
+    device: str = "cpu",
+    progress: Progress = lambda message: None,
+) -> Bundle:
+    """Write the bundle of two finished runs.
+
+    Args:
+        liver_run, tumor_run: folders that `hepar train` left.
+        out: model folder.
+        version: of the weights.
+        card: text of the model card.
+        calibration_patients: whole phantoms for the tumor's operating point.
+        classifier_patients: phantoms for the lesion classifier.
+        device: torch device.
+        progress: told what is being done.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        parts = {"liver": work / "liver", "tumor": work / "tumor", "diagnose": work / "diagnose"}
+        export_run(liver_run, parts["liver"], {})
+        export_run(tumor_run, parts["tumor"], {})
+        draft = write_bundle(
+            work / "draft",
+            {name: parts[name] for name in ("liver", "tumor")},
+            name=out.name,
+            version=version,
+        )
+        calibration = calibrate_tumor(
+            draft.model("liver"),
+            draft.model("tumor"),
+            patients=calibration_patients,
+            device=device,
+            progress=progress,
+        )
+        export_run(tumor_run, parts["tumor"], calibration)
+        parts["diagnose"].mkdir()
+        arrays = train_classifier(classifier_patients, progress)
+        save_file(arrays, parts["diagnose"] / "weights.safetensors")
+        write_bundle(out, parts, name=out.name, version=version, card=card)
+    return load_bundle(out)
+
+
+def export_run(run: Path, folder: Path, calibration: dict[str, Any]) -> None:
+    """Export the best weights of a training run as a part of a bundle."""
+    from hepar.train.checkpoint import read_weights
+
+    recipe = load_recipe(run / "recipe.yaml")
+    export_part(recipe, read_weights(run / "best.safetensors"), calibration, folder)
+
+
+def _main(
+    *,
+    liver: Annotated[Path, arg(help="Folder of the liver run.")],
+    tumor: Annotated[Path, arg(help="Folder of the tumor run.")],
+    out: Annotated[Path, arg(aliases=["-o"], help="Model folder to write.")],
+    card: Annotated[Path | None, arg(help="Text of the model card.")] = None,
+    version: str = "1",
+    calibration_patients: int = 16,
+    classifier_patients: int = 240,
+) -> None:
+    """Write a bundle from a liver run and a tumor run."""
+    with console_progress(quiet=False) as step:
+        bundle = release(
+            liver,
+            tumor,
+            out,
+            version=version,
+            card=card.read_text() if card else None,
+            calibration_patients=calibration_patients,
+            classifier_patients=classifier_patients,
+            progress=step,
+        )
+    logger.info("%s", json.dumps({"bundle": out.name, "sha256": bundle.sha256}))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    tyro.cli(_main)

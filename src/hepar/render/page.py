@@ -1,0 +1,198 @@
+"""The report as one HTML file: no script, no network, images inside, prints on A4.
+
+Every text passes through the template's autoescape; every measured number stands in a `<data>`
+element whose `value` is the number of `findings.json` and whose `data-key` is its path there.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
+
+from hepar.render.curve import enhancement_curve
+from hepar.render.overlay import COLORS, WINDOW_HU
+from hepar.render.pictures import MAX_LESION_PICTURES, Figure
+from hepar.study import PHASE_ORDER, Findings, LesionDiagnosis, Phase, SeriesVerdict
+
+# What base64 makes of it, and the page around it, stay below 3 MB.
+MAX_IMAGE_BYTES = 2_100_000
+MENTIONED = 0.01
+TYPE_NAMES = {
+    "hcc": "HCC",
+    "icc": "ICC",
+    "metastasis": "Metastasis",
+    "hemangioma": "Hemangioma",
+    "fnh": "FNH",
+    "cyst": "Cyst",
+    "calcification": "Calcification",
+    "other": "Other",
+    "uncertain": "Uncertain",
+    "tumor-free": "No lesion",
+}
+WARNING_TITLES = {
+    "W_LIVER_TRUNCATED": "Liver cut by the field of view",
+    "W_LIVER_VOLUME": "Unusual liver volume",
+    "W_PHASE_ASSUMED": "Phase assumed",
+    "W_PHASE_COVERAGE": "Phase covers only part of the body",
+    "W_PHASE_TAG_CONFLICT": "Conflicting evidence for a phase",
+    "W_REG_REJECTED": "Phase not registered",
+}
+METHOD_NAMES = {
+    "reference": "reference",
+    "identity": "already aligned",
+    "rigid": "rigid",
+    "affine": "affine",
+    "convexadam": "deformable",
+    "rejected": "world coordinates only",
+}
+
+
+@dataclass(frozen=True)
+class Warn:
+    """A warning in words."""
+
+    title: str
+    text: str
+    code: str
+
+
+def split_warning(warning: str) -> Warn:
+    """`W_CODE: words` as title, words and code."""
+    code, colon, text = warning.partition(": ")
+    if not colon or not code.startswith("W_"):
+        return Warn("Note", warning, "")
+    title = WARNING_TITLES.get(code, code[2:].replace("_", " ").capitalize())
+    return Warn(title, text[:1].upper() + text[1:], code)
+
+
+def render_page(
+    findings: Findings,
+    verdicts: Sequence[SeriesVerdict],
+    figures: Sequence[Figure],
+    pngs: Mapping[str, bytes],
+) -> str:
+    """Write the report.
+
+    Args:
+        findings: every number shown.
+        verdicts: every series of the source, used or not.
+        figures: pictures, in the order of importance.
+        pngs: their files by name.
+
+    Returns:
+        One self-contained HTML document.
+    """
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(shown=_shown, percent=_percent, chance=_chance, type_name=_type_name, in_text=_type_in_text)
+    source = resources.files("hepar.render").joinpath("report.html.j2").read_text("utf-8")
+    template = environment.from_string(source)
+    inside = _that_fit(figures, pngs)
+    diagnoses = {d.lesion_id: d for d in findings.diagnosis.lesions}
+    return template.render(
+        f=findings,
+        headline=headline(findings),
+        warnings=[split_warning(w) for w in findings.warnings],
+        verdicts=verdicts,
+        phases=[str(p) for p in PHASE_ORDER],
+        long_name={str(p): p.long_name for p in Phase},
+        registration={r.phase: r for r in findings.registration},
+        methods=METHOD_NAMES,
+        diagnoses=diagnoses,
+        ranked={key: ranked(d.probabilities) for key, d in diagnoses.items()},
+        patient=ranked(findings.diagnosis.patient),
+        curves={lesion.id: enhancement_curve(lesion) for lesion in findings.lesions},
+        overview=[figure for figure in figures if figure.lesion_id is None],
+        pictured={figure.lesion_id: figure for figure in figures if figure.lesion_id is not None},
+        inside={name: base64.b64encode(pngs[name]).decode() for name in inside},
+        window=(round(sum(WINDOW_HU) / 2), round(WINDOW_HU[1] - WINDOW_HU[0])),
+        colors={name: "#{:02x}{:02x}{:02x}".format(*rgb) for name, rgb in COLORS.items()},
+        max_pictures=MAX_LESION_PICTURES,
+    )
+
+
+def headline(findings: Findings) -> str:
+    """The result in one sentence."""
+    count = len(findings.lesions)
+    if not count:
+        return "No lesion was found in the liver."
+    largest = max(findings.lesions, key=lambda lesion: lesion.long_axis_mm)
+    named = {d.lesion_id: d for d in findings.diagnosis.lesions}.get(largest.id)
+    if count == 1:
+        return f"One lesion of {largest.long_axis_mm} mm was found; {_probably(named)}."
+    return (
+        f"{count} lesions were found. The largest, lesion {largest.id}, measures "
+        f"{largest.long_axis_mm} mm; {_probably(named)}."
+    )
+
+
+def ranked(probabilities: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Types worth mentioning, from the most probable down."""
+    kept = [item for item in probabilities.items() if item[1] >= MENTIONED]
+    return sorted(kept, key=lambda item: -item[1])
+
+
+def _probably(diagnosis: LesionDiagnosis | None) -> str:
+    if diagnosis is None or diagnosis.abstained:
+        return "its type is uncertain"
+    chance = _chance_text(diagnosis.probabilities[diagnosis.label])
+    return f"probably {_type_in_text(diagnosis.label)} ({chance})"
+
+
+def _that_fit(figures: Sequence[Figure], pngs: Mapping[str, bytes]) -> list[str]:
+    """Names of the figures that go into the page before it grows too large."""
+    kept, total = [], 0
+    for figure in figures:
+        total += len(pngs[figure.name])
+        if total > MAX_IMAGE_BYTES:
+            break
+        kept.append(figure.name)
+    return kept
+
+
+def _shown(value: float | None, key: str, digits: int | None = None) -> Markup:
+    """A number of the findings as `<data>`; a dash where it was not measured."""
+    if value is None:
+        return Markup('<span class="none">&ndash;</span>')
+    text = str(value) if digits is None else f"{value:.{digits}f}"
+    return _data(value, key, text)
+
+
+def _percent(value: float, key: str) -> Markup:
+    """A share of the findings as `<data>`, shown as a percentage."""
+    return _data(value, key, _percent_text(value))
+
+
+def _chance(value: float, key: str) -> Markup:
+    """A probability as `<data>`; one that rounds to 1 is not shown as a certainty."""
+    return _data(value, key, _chance_text(value))
+
+
+def _chance_text(value: float) -> str:
+    return "> 99.9 %" if value >= 1.0 else _percent_text(value)
+
+
+def _percent_text(value: float) -> str:
+    # Twelve digits undo the binary fraction, so that 0.823 reads 82.3 and not 82.30000000000001.
+    return f"{round(100 * value, 12):g} %"
+
+
+def _data(value: Any, key: str, text: str) -> Markup:
+    minus = text.replace("-", "\N{MINUS SIGN}")
+    return Markup('<data value="{}" data-key="{}">{}</data>').format(value, key, minus)
+
+
+def _type_name(name: str) -> str:
+    return str(escape(TYPE_NAMES.get(name, name.capitalize())))
+
+
+def _type_in_text(name: str) -> str:
+    shown = TYPE_NAMES.get(name, name)
+    return shown if shown.isupper() else shown.lower()

@@ -1,0 +1,131 @@
+"""Which slices a report shows: an overview of the liver, and each lesion in every phase."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hepar.geometry import Box
+from hepar.render.overlay import (
+    Picture,
+    axial_plane,
+    beside,
+    body_window,
+    coronal_plane,
+    draw,
+    lesion_window,
+)
+from hepar.study import PHASE_ORDER, Lesion, LesionMap, LiverCase, Phase
+
+MAX_LESION_PICTURES = 8
+N_AXIAL = 3
+_OVERVIEW_PX = (400, 520)
+_LESION_PX = 380
+_APART_MM = 12.0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture of the report.
+
+    Attributes:
+        name: of its PNG file, without suffix.
+        picture: what it shows.
+        caption: in words.
+        lesion_id: the lesion it is about, or None for an overview.
+        panels: phases side by side.
+    """
+
+    name: str
+    picture: Picture
+    caption: str
+    lesion_id: int | None = None
+    panels: int = 1
+
+
+def report_figures(case: LiverCase, lesions: LesionMap) -> tuple[Figure, ...]:
+    """Overview slices, then the largest lesions: at most twelve figures."""
+    largest = sorted(lesions.lesions, key=lambda lesion: -lesion.volume_ml)
+    return (
+        *_overview(case, lesions, largest),
+        *(_lesion_figure(case, lesions, lesion) for lesion in largest[:MAX_LESION_PICTURES]),
+    )
+
+
+def key_slice(mask: NDArray[np.bool_], axis: int = 0) -> int:
+    """The slice on which a mask is largest."""
+    others = tuple(a for a in range(3) if a != axis)
+    return int(mask.sum(axis=others).argmax())
+
+
+def overview_slices(case: LiverCase, lesions: LesionMap, largest: list[Lesion]) -> list[int]:
+    """Axial slices through the largest lesions, filled up with slices through the liver."""
+    grid = case.aligned.grid
+    apart = max(1, round(_APART_MM / grid.spacing_mm[0]))
+    area = case.liver.sum(axis=(1, 2), dtype=np.int64)
+    through_liver = np.interp(
+        [0.5, 0.25, 0.75, 0.375, 0.625], np.cumsum(area) / max(1, area.sum()), np.arange(len(area))
+    )
+    wanted = [_lesion_slice(lesions, lesion) for lesion in largest]
+    wanted += [round(float(z)) for z in through_liver]
+    chosen: list[int] = []
+    for z in wanted:
+        if len(chosen) < N_AXIAL and all(abs(z - other) >= apart for other in chosen):
+            chosen.append(z)
+    return sorted(chosen, reverse=True)  # from the head downwards
+
+
+def _lesion_slice(lesions: LesionMap, lesion: Lesion) -> int:
+    box = Box(*lesion.box_zyx)
+    return box.start[0] + key_slice(lesions.instances[box.slices] == lesion.id)
+
+
+def _overview(case: LiverCase, lesions: LesionMap, largest: list[Lesion]) -> list[Figure]:
+    reference = case.aligned.volumes[case.aligned.reference]
+    data = (reference.array, case.liver, lesions.instances, reference.grid)
+    figures = []
+    for number, z in enumerate(overview_slices(case, lesions, largest), 1):
+        plane = axial_plane(*data, z, body_window(reference.array, z))
+        picture = draw(plane, size=_OVERVIEW_PX, title="Axial", name_lesions=True)
+        figures.append(Figure(f"axial_{number:02d}", picture, _caption(f"Axial {plane.place}")))
+    if largest:
+        box = Box(*largest[0].box_zyx)
+        y = box.start[1] + key_slice(lesions.instances[box.slices] == largest[0].id, axis=1)
+    else:
+        y = key_slice(case.liver, axis=1)
+    columns = body_window(reference.array, key_slice(case.liver))
+    crop = Box((0, 0, columns.start[2]), (*reference.grid.shape[:2], columns.stop[2]))
+    plane = coronal_plane(*data, y, crop)
+    picture = draw(plane, size=_OVERVIEW_PX, title="Coronal", name_lesions=True)
+    return [*figures, Figure("coronal", picture, _caption(plane.place.capitalize()))]
+
+
+def _lesion_figure(case: LiverCase, lesions: LesionMap, lesion: Lesion) -> Figure:
+    """One lesion on its key slice in every phase, side by side."""
+    grid = case.aligned.grid
+    z = _lesion_slice(lesions, lesion)
+    crop = lesion_window(Box(*lesion.box_zyx), grid)
+    panels = []
+    for phase in (p for p in PHASE_ORDER if p in case.aligned.volumes):
+        volume = case.aligned.volumes[phase]
+        plane = axial_plane(volume.array, case.liver, lesions.instances, grid, z, crop)
+        title = _title(phase, case.aligned.reference)
+        panels.append(draw(plane, size=(_LESION_PX, _LESION_PX), title=title))
+    return Figure(
+        f"lesion_{lesion.id:02d}",
+        beside(panels),
+        _caption(f"Lesion {lesion.id}, axial {panels[0].caption}"),
+        lesion.id,
+        len(panels),
+    )
+
+
+def _caption(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _title(phase: Phase, reference: Phase) -> str:
+    name = phase.long_name.capitalize()
+    return f"{name} (reference)" if phase == reference else name

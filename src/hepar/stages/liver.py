@@ -1,0 +1,161 @@
+"""Stage 5: where is the liver. A coarse network on the reference phase, refined to its voxels."""
+
+from __future__ import annotations
+
+import logging
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from hepar.errors import InputRefused
+from hepar.geometry import Box, Grid, resample
+from hepar.infer.bundle import Model
+from hepar.infer.calibrate import LiverCalibration
+from hepar.infer.components import fill_holes, largest
+from hepar.infer.tiling import Tiling, predict, slabs
+from hepar.preprocess import AIR_HU, liver_box, working_grid
+from hepar.study import AlignedStudy, LiverCase, Volume
+from hepar.systems.base import System
+
+log = logging.getLogger(__name__)
+
+BOX_MARGIN_MM = 10.0
+# A cut through the dome or the tip is small; a cut through the organ is not.
+TRUNCATED_MM2 = 1000.0
+USUAL_ML = (600.0, 4000.0)
+# Where the network is unsure, tissue halfway between liver and fat is not liver.
+_UNSURE = 0.9
+_FAT_HU = -100.0
+
+
+def find_liver(aligned: AlignedStudy, model: Model, *, tiling: Tiling | None = None) -> LiverCase:
+    """Find the liver on the reference phase.
+
+    Args:
+        aligned: registered phases; only the reference is looked at.
+        model: a system with `liver` among its classes.
+        tiling: memory, device, speed.
+
+    Returns:
+        The liver mask on the reference grid and its box with a margin of 10 mm. Warnings:
+        `W_LIVER_TRUNCATED`, `W_LIVER_VOLUME`.
+
+    Raises:
+        InputRefused: `E_NO_LIVER`.
+    """
+    calibration = LiverCalibration.model_validate(dict(model.calibration))
+    reference = aligned.volumes[aligned.reference]
+    coarse_grid, coarse, probability = _coarse(aligned, reference, model, tiling)
+    core = largest(probability >= calibration.threshold)
+    _refuse_if_none(core, probability, coarse_grid, calibration)
+    # Two voxels around the component keep its border's slope and drop every other component.
+    near = ndimage.binary_dilation(core, iterations=2)
+    sure = coarse[core & (probability >= _UNSURE)]
+    median_hu = float(np.median(sure if sure.size else coarse[core]))
+    around = _box_on(reference.grid, coarse_grid, near)
+    mask = _fine_mask(
+        np.where(near, probability, np.float32(0)),
+        coarse_grid,
+        reference,
+        around,
+        calibration.threshold,
+        median_hu,
+    )
+    liver = np.zeros(reference.grid.shape, dtype=bool)
+    liver[around.slices] = fill_holes(largest(mask))
+    liver_ml = float(liver[around.slices].sum()) * reference.grid.voxel_ml
+    box = liver_box(liver, reference.grid, BOX_MARGIN_MM)
+    if box is None or liver_ml < calibration.min_volume_ml:
+        raise _no_liver(f"the largest candidate measures {liver_ml:.0f} ml")
+    return LiverCase(aligned, liver, box, liver_ml, _warnings(liver, reference.grid, liver_ml))
+
+
+def _coarse(
+    aligned: AlignedStudy, reference: Volume, model: Model, tiling: Tiling | None
+) -> tuple[Grid, NDArray[np.int16], NDArray[np.float32]]:
+    """The system's grid, the HU on it and the liver probability on it."""
+    spec = cast(System, model.system).input_spec
+    grid = working_grid(reference.grid, spec.spacing_mm)
+    hu = np.rint(resample(reference.array, reference.grid, grid, fill=AIR_HU)).astype(np.int16)
+    # A system with one input takes whatever the reference is, under its own name.
+    name = spec.phases[0] if len(spec.phases) == 1 else aligned.reference.value
+    found = predict(model.system, {name: hu}, grid.spacing_mm, classes=("liver",), tiling=tiling)
+    return grid, hu, found[0]
+
+
+def _refuse_if_none(
+    core: NDArray[np.bool_],
+    probability: NDArray[np.float32],
+    grid: Grid,
+    calibration: LiverCalibration,
+) -> None:
+    volume_ml = float(core.sum()) * grid.voxel_ml
+    if volume_ml < calibration.min_volume_ml:
+        raise _no_liver(f"the largest candidate measures {volume_ml:.0f} ml")
+    mean = float(probability[core].mean())
+    if mean < calibration.min_mean_probability:
+        raise _no_liver(f"the best candidate has a mean probability of {mean:.2f}")
+
+
+def _no_liver(detail: str) -> InputRefused:
+    return InputRefused(
+        "E_NO_LIVER",
+        "liver",
+        f"no liver was found in the reference phase: {detail}",
+        "check that the series shows the upper abdomen, in HU, and is the right way up",
+    )
+
+
+def _box_on(fine: Grid, coarse: Grid, mask: NDArray[np.bool_]) -> Box:
+    """The voxels of `fine` that a mask on `coarse` covers, whole voxels included."""
+    box = Box.around(mask)
+    assert box is not None
+    corners = np.array([box.start, box.stop], dtype=np.float64) - 0.5
+    index = fine.world_to_index(coarse.index_to_world(corners))
+    low, high = np.floor(index.min(axis=0)), np.ceil(index.max(axis=0)) + 1
+    start = [max(0, int(v)) for v in low]
+    stop = [min(size, int(v)) for size, v in zip(fine.shape, high, strict=True)]
+    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+
+def _fine_mask(
+    probability: NDArray[np.float32],
+    coarse: Grid,
+    reference: Volume,
+    around: Box,
+    threshold: float,
+    median_hu: float,
+) -> NDArray[np.bool_]:
+    """The mask on the reference voxels of a box, made slab by slab.
+
+    The probability is interpolated linearly, which rounds the coarse steps. Where the network is
+    unsure, smoothed HU halfway to fat or lung exclude a voxel; a lesion, even a cyst, stays.
+    """
+    floor_hu = min((median_hu + _FAT_HU) / 2, -10.0)
+    _, dy, dx = reference.grid.spacing_mm
+    mask = np.empty(around.shape, dtype=bool)
+    for low, high in slabs(around.shape[0], around.shape[1] * around.shape[2]):
+        z0, y0, x0 = around.start
+        part = Box((z0 + low, y0, x0), (z0 + high, *around.stop[1:]))
+        fine = resample(probability, coarse, reference.grid.crop(part), antialias=False)
+        hu = reference.array[part.slices].astype(np.float32)
+        hu = ndimage.gaussian_filter(hu, (0.0, 1.0 / dy, 1.0 / dx))
+        mask[low:high] = (fine >= threshold) & ((fine >= _UNSURE) | (hu >= floor_hu))
+    return mask
+
+
+def _warnings(liver: NDArray[np.bool_], grid: Grid, liver_ml: float) -> tuple[str, ...]:
+    found = []
+    pixel_mm2 = grid.spacing_mm[1] * grid.spacing_mm[2]
+    for end, z in (("first", 0), ("last", -1)):
+        area_mm2 = float(liver[z].sum()) * pixel_mm2
+        if area_mm2 >= TRUNCATED_MM2:
+            found.append(
+                f"W_LIVER_TRUNCATED: {area_mm2 / 100:.0f} cm2 of liver lie on the {end} slice; "
+                "the organ is cut by the field of view and its volume is too small"
+            )
+    if not USUAL_ML[0] <= liver_ml <= USUAL_ML[1]:
+        found.append(f"W_LIVER_VOLUME: a liver of {liver_ml:.0f} ml is unusual; check the mask")
+    return tuple(found)

@@ -1,0 +1,214 @@
+"""Stage 1, read: every series of a study with a verdict, refused ones with their reason."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from hepar.errors import InputRefused, UsageError
+from hepar.io.dicom import Reading, numbered, readings_of, refuse_several_patients
+from hepar.io.dicom_headers import Header, Scan, read_header, scan_files, walk_files
+from hepar.io.dicom_pixels import quiet
+from hepar.io.hounsfield import implausible
+from hepar.io.nifti import is_nifti_name, read_nifti
+from hepar.io.refusal import REMEDIES, refuse
+from hepar.study import Phase, SeriesVerdict, Study
+
+log = logging.getLogger(__name__)
+
+# Said of a study only when nothing more telling can be said.
+_LEAST_TELLING = ("E_WRONG_MODALITY", "E_TOO_FEW_SLICES")
+_MAX_TILT_FROM_AXIAL = 0.7
+_MAX_LISTED = 12
+
+
+def read_study(source: Path | None, phases: Mapping[Phase, Path] | None = None) -> Study:
+    """Read a patient's study.
+
+    Args:
+        source: a NIfTI file, a folder of NIfTI files, a DICOM folder (series in subfolders or
+            mixed), or one DICOM file, which stands for its series. None when `phases` says all.
+        phases: an explicit NIfTI file or one-series DICOM folder for a phase; these are not read
+            again from `source`.
+
+    Returns:
+        At least one usable series, explicit phases first, and a verdict on everything found.
+
+    Raises:
+        UsageError: `E_PHASE_TWICE`.
+        InputRefused: no series can be used (the code is the most telling of the refusals, the
+            message lists each), an explicit phase cannot be used, or `E_SEVERAL_PATIENTS`.
+    """
+    given = {phase: Path(path) for phase, path in (phases or {}).items()}
+    if len({path.resolve() for path in given.values()}) < len(given):
+        raise UsageError(
+            "E_PHASE_TWICE", "read", "One path is given as two phases.", "Give each phase its own."
+        )
+    with quiet():
+        scans = {phase: _scan(path) for phase, path in given.items()}
+        taken = _files_of(given.values())
+        rest = _scan(Path(source), taken) if source is not None else ([], Scan())
+        headers = [h for _, scan in (*scans.values(), rest) for h in scan.headers]
+        refuse_several_patients(_distinct(headers))
+        readings: list[Reading] = []
+        for phase, (niftis, scan) in scans.items():
+            readings.extend(_explicit(phase, given[phase], niftis, scan))
+        if source is not None:
+            readings.extend(_all_readings(*rest, Path(source)))
+    readings = _without_needless_reformats(readings)
+    series, verdicts = numbered(readings)
+    if not series:
+        raise _nothing_usable(readings, verdicts, (Path(source) if source else Path()).name)
+    warnings = _warnings(verdicts)
+    for warning in warnings:
+        log.warning(warning)
+    studies = {s.tags["StudyInstanceUID"] for s in series if "StudyInstanceUID" in s.tags}
+    if len(studies) > 1:
+        text = f"W_SEVERAL_STUDIES: the series belong to {len(studies)} studies of one patient"
+        warnings = (*warnings, text)
+    return Study(series, verdicts, warnings)
+
+
+def _scan(path: Path, taken: frozenset[Path] = frozenset()) -> tuple[list[Path], Scan]:
+    """NIfTI files and DICOM headers at a path, without files already taken."""
+    if not path.exists():
+        raise refuse("E_NO_IMAGE", f"{path.name} does not exist.")
+    if path.is_file():
+        return _scan_file(path)
+    files = [file for file in walk_files(path) if file.resolve() not in taken]
+    niftis = [file for file in files if is_nifti_name(file)]
+    return niftis, scan_files(file for file in files if not is_nifti_name(file))
+
+
+def _scan_file(path: Path) -> tuple[list[Path], Scan]:
+    """A NIfTI file, or the series that one DICOM file belongs to."""
+    if is_nifti_name(path):
+        return [path], Scan()
+    found = read_header(path)
+    if not isinstance(found, Header):
+        scan = scan_files([path])
+        if scan.damaged:
+            return [], scan
+        raise refuse("E_NO_IMAGE", f"{path.name} is neither NIfTI nor DICOM.")
+    scan = scan_files(_beside(path))
+    scan.headers = [h for h in scan.headers if h.series_uid == found.series_uid]
+    return [], scan
+
+
+def _beside(path: Path) -> list[Path]:
+    """The regular files of a file's own folder."""
+    return sorted(p for p in path.parent.iterdir() if p.is_file() and not p.is_symlink())
+
+
+def _files_of(paths: Iterable[Path]) -> frozenset[Path]:
+    files: set[Path] = set()
+    for path in paths:
+        members = walk_files(path) if path.is_dir() else [path]
+        files.update(member.resolve() for member in members)
+    return frozenset(files)
+
+
+def _distinct(headers: Sequence[Header]) -> list[Header]:
+    return list({header.path: header for header in headers}.values())
+
+
+def _all_readings(niftis: Sequence[Path], scan: Scan, source: Path) -> list[Reading]:
+    root = source if source.is_dir() else source.parent
+    return [_nifti(path, root) for path in niftis] + readings_of(scan, root)
+
+
+def _explicit(phase: Phase, path: Path, niftis: Sequence[Path], scan: Scan) -> list[Reading]:
+    """What lies where the user named a phase: exactly one usable series, which is assigned it."""
+    readings = _all_readings(niftis, scan, path)
+    usable = [r for r in readings if r.volume is not None]
+    if len(usable) > 1:
+        names = ", ".join(r.verdict.description or r.verdict.source for r in usable)
+        raise refuse(
+            "E_SEVERAL_SERIES", f"{path.name}, given as {phase.title}, holds several: {names}."
+        )
+    if not usable:
+        _, verdicts = numbered(readings)
+        raise _nothing_usable(readings, verdicts, path.name)
+    return [replace(r, assigned=phase) if r.volume is not None else r for r in readings]
+
+
+def _nifti(path: Path, root: Path) -> Reading:
+    """One NIfTI file as a series."""
+    source = path.relative_to(root).as_posix()
+    verdict = SeriesVerdict("", source, "usable", "", None, path.name, 1)
+    try:
+        volume = read_nifti(path)
+        doubt = implausible(volume.array)
+        if doubt is not None:
+            raise refuse("E_HU_IMPLAUSIBLE", f"{path.name}: {doubt}.")
+    except InputRefused as error:
+        refused = replace(verdict, status="refused", reason=error.message, code=error.code)
+        return Reading(refused, error=error)
+    depth, rows, columns = volume.grid.shape
+    reason = f"{depth} x {rows} x {columns} voxels"
+    return Reading(replace(verdict, reason=reason), volume, {"FileName": source})
+
+
+def _without_needless_reformats(readings: list[Reading]) -> list[Reading]:
+    """Leave out coronal and sagittal stacks where an axial one exists, unless the user named them.
+
+    They are reformats of a volume that is there already, and would be taken for a phase twice.
+    """
+    axial = [r for r in readings if r.volume is not None and _is_axial(r)]
+    if not axial:
+        return readings
+    kept = []
+    for reading in readings:
+        if reading.volume is None or reading.assigned is not None or _is_axial(reading):
+            kept.append(reading)
+            continue
+        verdict = replace(
+            reading.verdict,
+            status="unused",
+            reason="not axial, in a study that has an axial series",
+            code="W_NON_AXIAL",
+        )
+        kept.append(Reading(verdict))
+    return kept
+
+
+def _is_axial(reading: Reading) -> bool:
+    """Whether a DICOM stack runs along the patient; NIfTI files hold what they were given."""
+    assert reading.volume is not None
+    if not reading.files:
+        return True
+    return bool(np.abs(reading.volume.grid.matrix[2, 0]) > _MAX_TILT_FROM_AXIAL)
+
+
+def _warnings(verdicts: Sequence[SeriesVerdict]) -> tuple[str, ...]:
+    warnings = []
+    for verdict in verdicts:
+        name = f"{verdict.series_id} ({verdict.description or verdict.source})"
+        if verdict.status == "refused":
+            warnings.append(f"W_SERIES_REFUSED: {name}: {verdict.code}: {verdict.reason}")
+        elif verdict.code is not None and verdict.code.startswith("W_"):
+            warnings.append(f"{verdict.code}: {name}: {verdict.reason}")
+    return tuple(warnings)
+
+
+def _nothing_usable(
+    readings: Sequence[Reading], verdicts: Sequence[SeriesVerdict], name: str
+) -> InputRefused:
+    """The refusal of a whole study: the most telling code, and each series with its reason."""
+    if not verdicts:
+        return refuse("E_NO_IMAGE", f"{name} holds no CT image.")
+    lines = [
+        f"{v.series_id} ({v.description or v.source}, {v.n_files} file(s)) "
+        f"{v.status}{f' {v.code}' if v.code else ''}: {v.reason.rstrip('.')}"
+        for v in verdicts[:_MAX_LISTED]
+    ]
+    more = len(verdicts) - len(lines)
+    listed = "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
+    coded = [v for v in verdicts if v.code in REMEDIES]
+    best = max(coded, key=lambda v: (v.code not in _LEAST_TELLING, v.n_files), default=None)
+    code = best.code if best is not None and best.code is not None else "E_NO_IMAGE"
+    return refuse(code, f"No series of {name} can be used. {listed}.")

@@ -1,0 +1,213 @@
+"""Stage 6: which part of the liver is tumor; from probability to lesions, once."""
+
+from __future__ import annotations
+
+import logging
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from hepar.geometry import Box, Grid, resample
+from hepar.infer.bundle import Model
+from hepar.infer.calibrate import TumorCalibration, temper
+from hepar.infer.components import Component, components, fill_holes
+from hepar.infer.measure import liver_hu, measure_lesion
+from hepar.infer.tiling import Tiling, predict
+from hepar.preprocess import AIR_HU, working_grid
+from hepar.study import LIVER, TUMOR, LesionMap, LiverCase, Volume
+from hepar.systems.base import System
+from hepar.systems.baselines.hu_threshold import HuThresholdSettings, hu_threshold
+
+log = logging.getLogger(__name__)
+
+# How far beyond the liver mask a system that sees the surroundings may draw a lesion.
+REACH_MM = 3.0
+
+
+def find_lesions(
+    case: LiverCase, method: Model | HuThresholdSettings, *, tiling: Tiling | None = None
+) -> LesionMap:
+    """Find and measure the lesions of a liver.
+
+    Args:
+        case: the liver and its registered phases.
+        method: a system with `tumor` among its classes, or, chosen explicitly, the HU threshold.
+        tiling: memory, device, speed.
+
+    Returns:
+        Lesions numbered from the largest; all arrays on the reference grid, the probability on the
+        liver box. `Lesion.box_zyx` counts voxels of the (axial) reference grid.
+
+    Raises:
+        InputRefused: `E_PHASES_REQUIRED`: the system cannot do without an absent phase.
+    """
+    if isinstance(method, HuThresholdSettings):
+        calibration = TumorCalibration(min_volume_ml=method.min_volume_ml)
+    else:
+        calibration = TumorCalibration.model_validate(dict(method.calibration))
+    probability = tumor_probability(case, method, tiling=tiling)
+    return lesions_from_probability(case, probability, calibration)
+
+
+def tumor_probability(
+    case: LiverCase, method: Model | HuThresholdSettings, *, tiling: Tiling | None = None
+) -> NDArray[np.float32]:
+    """Calibrated probability of tumor, as `find_lesions` takes it before the threshold.
+
+    Returns:
+        `(z, y, x)` on the reference voxels of the liver box; zero where no lesion may lie.
+    """
+    box_grid = case.aligned.grid.crop(case.box)
+    reach_mm = 0.0
+    if isinstance(method, HuThresholdSettings):
+        probability = _threshold_probability(case, box_grid, method)
+    else:
+        calibration = TumorCalibration.model_validate(dict(method.calibration))
+        probability = _network_probability(case, box_grid, method, calibration, tiling)
+        if not cast(System, method.system).input_spec.needs_liver:
+            reach_mm = REACH_MM
+    region = _search_region(case.liver[case.box.slices], box_grid, reach_mm)
+    probability[~region] = 0.0
+    return probability
+
+
+def lesions_from_probability(
+    case: LiverCase, probability: NDArray[np.float32], calibration: TumorCalibration
+) -> LesionMap:
+    """Threshold, connect, number and measure.
+
+    Args:
+        case: the liver.
+        probability: `(z, y, x)` on the liver box, calibrated, zero where no lesion may lie.
+        calibration: threshold and smallest volume.
+    """
+    grid = case.aligned.grid
+    mask = fill_holes(probability >= calibration.threshold)
+    labels, found = components(mask, max(1.0, calibration.min_volume_ml / grid.voxel_ml - 1e-9))
+    inside = _numbered(labels, found)
+    tumor = inside > 0
+    liver = case.liver[case.box.slices] | tumor
+    volumes = {
+        phase.value: volume.array[case.box.slices] for phase, volume in case.aligned.volumes.items()
+    }
+    box_grid = grid.crop(case.box)
+    parenchyma = liver_hu(volumes, liver, tumor, box_grid)
+    lesions = []
+    for number, component in enumerate(found, 1):
+        local = component.box
+        measured = measure_lesion(
+            number,
+            inside[local.slices] == number,
+            local,
+            box_grid,
+            volumes,
+            parenchyma,
+            probability[local.slices],
+        )
+        placed = _shift(local, case.box)
+        lesions.append(measured.model_copy(update={"box_zyx": (placed.start, placed.stop)}))
+    label = case.liver.astype(np.uint8) * np.uint8(LIVER)
+    label[case.box.slices][liver] = LIVER
+    label[case.box.slices][tumor] = TUMOR
+    instances = np.zeros(grid.shape, dtype=np.uint16)
+    instances[case.box.slices] = inside
+    burden = float(tumor.sum()) / max(1, int(np.count_nonzero(label)))
+    return LesionMap(probability, label, instances, tuple(lesions), burden)
+
+
+def _numbered(
+    labels: NDArray[np.unsignedinteger], found: tuple[Component, ...]
+) -> NDArray[np.uint16]:
+    """Component labels renamed to 1..K in the order of `found`, everything else 0."""
+    names = np.zeros(int(labels.max()) + 1, dtype=np.uint16)
+    for number, component in enumerate(found[: np.iinfo(np.uint16).max], 1):
+        names[component.label] = number
+    return names[labels]
+
+
+def _shift(local: Box, outer: Box) -> Box:
+    z, y, x = outer.start
+    a, b = local.start, local.stop
+    return Box((a[0] + z, a[1] + y, a[2] + x), (b[0] + z, b[1] + y, b[2] + x))
+
+
+def _search_region(liver: NDArray[np.bool_], grid: Grid, reach_mm: float) -> NDArray[np.bool_]:
+    if reach_mm == 0.0:
+        return liver
+    distance = ndimage.distance_transform_edt(~liver, sampling=grid.spacing_mm)
+    return np.asarray(distance <= reach_mm)
+
+
+def _on(volume: Volume, box: Box, box_grid: Grid, target: Grid) -> NDArray[np.int16]:
+    """HU of the liver box on a working grid, rounded as the training cache rounds them."""
+    found = resample(volume.array[box.slices], box_grid, target, fill=AIR_HU)
+    return np.asarray(np.rint(found).astype(np.int16))
+
+
+def _liver_on(case: LiverCase, box_grid: Grid, target: Grid) -> NDArray[np.bool_]:
+    share = resample(case.liver[case.box.slices].astype(np.uint8), box_grid, target)
+    return np.asarray(share >= 0.5)
+
+
+def _network_probability(
+    case: LiverCase,
+    box_grid: Grid,
+    model: Model,
+    calibration: TumorCalibration,
+    tiling: Tiling | None,
+) -> NDArray[np.float32]:
+    """Calibrated tumor probability on the reference voxels of the liver box."""
+    spec = cast(System, model.system).input_spec
+    target = working_grid(box_grid, spec.spacing_mm)
+    hu: dict[str, NDArray[np.int16]] = {
+        phase.value: _on(volume, case.box, box_grid, target)
+        for phase, volume in case.aligned.volumes.items()
+        if phase.value in spec.phases
+    }
+    liver = _liver_on(case, box_grid, target)
+    found = predict(
+        model.system,
+        hu,
+        target.spacing_mm,
+        liver=liver,
+        classes=("tumor",),
+        tiling=tiling,
+    )[0]
+    found = temper(found, calibration.temperature)
+    if target.is_close(box_grid):
+        return found
+    seen = liver if spec.needs_liver else None
+    return _back(found, target, box_grid, seen)
+
+
+def _back(
+    probability: NDArray[np.float32],
+    source: Grid,
+    box_grid: Grid,
+    seen: NDArray[np.bool_] | None,
+) -> NDArray[np.float32]:
+    """Bring a probability to the reference voxels.
+
+    Voxels that a system did not see carry no evidence, so they must not pull down the border of a
+    lesion at the liver's surface: the mean is over the seen ones.
+    """
+    if seen is not None:
+        probability = np.where(seen, probability, np.float32(0))
+    fine = resample(probability, source, box_grid, antialias=False)
+    if seen is not None:
+        share = resample(seen.astype(np.uint8), source, box_grid, antialias=False)
+        np.divide(fine, np.maximum(share, 0.25, out=share), out=fine)
+    return np.clip(fine, 0.0, 1.0, out=fine)
+
+
+def _threshold_probability(
+    case: LiverCase, box_grid: Grid, settings: HuThresholdSettings
+) -> NDArray[np.float32]:
+    target = working_grid(box_grid, settings.spacing_mm)
+    reference = case.aligned.volumes[case.aligned.reference]
+    hu = _on(reference, case.box, box_grid, target)
+    liver = _liver_on(case, box_grid, target)
+    mask = hu_threshold(hu, liver, target.spacing_mm, settings)
+    return _back(mask.astype(np.float32), target, box_grid, liver)

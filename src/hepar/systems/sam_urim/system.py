@@ -1,0 +1,251 @@
+"""SAM + URIM, Fig. 1: mutually guided encoder, decoder, uncertain region inpainting.
+
+Zhang Y. et al., Multi-phase Liver Tumor Segmentation with Spatial Aggregation and Uncertain Region
+Inpainting, MICCAI 2021. Choices where the paper is silent, and differences: papers/sam_urim.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from hepar.losses import cross_entropy, soft_dice
+from hepar.networks.blocks import ConvNormAct, at_least_float32, resize_to
+from hepar.networks.resnet import TRUNKS, ResNetTrunk
+from hepar.systems.base import Batch, InputSpec
+from hepar.systems.presence import PresentPairs
+from hepar.systems.sam_urim.settings import SamUrimSettings
+from hepar.systems.sam_urim.spatial_aggregation import SpatialAggregation, modulate
+from hepar.systems.sam_urim.uncertain_region_inpainting import UncertainRegionInpainting
+
+LEVELS = (2, 3, 4, 5)
+"""Blocks of the encoder after which the phases are aggregated."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Everything the network says, at the resolution of A2.
+
+    Attributes:
+        init_logits: of the decoder.
+        final_logits: of URIM; the initial ones in a model without it.
+        confidence_before: M_conf of the initial logits; None without URIM.
+        confidence_after: M_conf after the last inpainting step; None without URIM.
+    """
+
+    init_logits: Float[Tensor, "b k h w"]
+    final_logits: Float[Tensor, "b k h w"]
+    confidence_before: Float[Tensor, "b 1 h w"] | None
+    confidence_after: Float[Tensor, "b 1 h w"] | None
+
+
+class SamUrim(nn.Module):
+    """The network of Fig. 1 for any number of phases, any of them absent.
+
+    For an image of H x W and a stem stride s (4 as published; 2 in `lite`):
+
+    | paper | code | shape |
+    |---|---|---|
+    | B_p^(1) | `trunks[.].stage(1, .)` | n, C1, H/s, W/s |
+    | F_p, i = 2..5 | `trunks[.].stage(i, .)` | n, C_i, H/(s 2^(i-2)), W/(s 2^(i-2)) |
+    | F'_p | `descriptors` | b, 2P, as F_p |
+    | w_p^(0), w_p | `SpatialAggregation.weights` | b, C_i, as F_p |
+    | F_Aggr, Eq. 1 | `SpatialAggregation.forward` | b, C_i, as F_p |
+    | F_p^(m), Eq. 2 | `modulate` | n, C_i, as F_p |
+    | decision features | `Decoder.forward`, first | b, D, H/s, W/s |
+    | S_i (before softmax) | `Outputs.init_logits` | b, K, H/s, W/s |
+    | M_conf, Eq. 3 | `confidence` | b, 1, H/s, W/s |
+    | LC-Conv, Eq. 4 | `LocalConfidenceConv` | b, 128, H/s, W/s |
+    | final prediction | `Outputs.final_logits` | b, K, H/s, W/s |
+
+    n counts the present (sample, phase) pairs of the batch.
+
+    Args:
+        settings: all switches.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(self, settings: SamUrimSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.input_spec = InputSpec(
+            dims=2,
+            phases=settings.phases,
+            class_names=settings.class_names,
+            windows_hu=(settings.window_hu,),
+            slice_offsets_mm=settings.slice_offsets_mm,
+            spacing_mm=settings.spacing_mm,
+            patch=settings.patch,
+            stride=settings.stride,
+            needs_liver=settings.needs_liver,
+        )
+        plan, phases = TRUNKS[settings.backbone], len(settings.phases)
+        self.trunks = nn.ModuleList(
+            ResNetTrunk(plan, self.input_spec.channels, settings.stem_stride)
+            for _ in range(1 if settings.shared_encoder else phases)
+        )
+        self.sams = nn.ModuleDict(
+            {
+                str(level): SpatialAggregation(
+                    phases,
+                    channels,
+                    settings.pyramid_width,
+                    branch_relu=settings.branch_relu,
+                    pre_softmax=settings.pre_softmax,
+                )
+                for level, channels in zip(LEVELS, plan.channels, strict=True)
+            }
+        )
+        self.decoder = Decoder(plan.channels, settings)
+        self.urim = _urim(settings) if settings.urim else None
+        weights = settings.class_weights
+        self.register_buffer(
+            "class_weights", None if weights is None else torch.tensor(weights), persistent=False
+        )
+
+    def targets(self, batch: Batch) -> Int[Tensor, "b h w"]:
+        """The label at full resolution."""
+        return batch.label
+
+    def forward(self, image: Float[Tensor, "b p c h w"], present: Bool[Tensor, "b p"]) -> Outputs:
+        """Logits of the primary phase.
+
+        Raises:
+            ValueError: wrong number of phases, a sample without any, or a size that is not a
+                multiple of `input_spec.stride`.
+        """
+        self._check(image, present)
+        pairs = PresentPairs(present)
+        aggregated = self.encode(pairs.gather(image), pairs)
+        features, init_logits = self.decoder(aggregated)
+        if self.urim is None:
+            return Outputs(init_logits, init_logits, None, None)
+        refined = self.urim(init_logits, features)
+        return Outputs(
+            init_logits, refined.logits, refined.confidence_before, refined.confidence_after
+        )
+
+    def encode(
+        self, x: Float[Tensor, "n c h w"], pairs: PresentPairs
+    ) -> list[Float[Tensor, "b _ _ _"]]:
+        """Mutually guided encoder: A2..A5 of the present pairs."""
+        x = self._block(1, x, pairs)
+        aggregated = []
+        for level in LEVELS:
+            x = self._block(level, x, pairs)
+            a = self.sams[str(level)](x, pairs)
+            aggregated.append(a)
+            if level != LEVELS[-1]:  # nothing reads the modulated features of B5
+                x = modulate(x, a, pairs)
+        return aggregated
+
+    def loss(self, outputs: Outputs, targets: Int[Tensor, "b h w"]) -> Float[Tensor, ""]:
+        """`L_init + L_final`, equal weights, logits up-sampled to the label; -1 is ignored."""
+        heads = [outputs.init_logits]
+        if self.urim is not None:
+            heads.append(outputs.final_logits)
+        return torch.stack([self._segmentation_loss(logits, targets) for logits in heads]).sum()
+
+    def decode(self, outputs: Outputs) -> Float[Tensor, "b k h w"]:
+        """Probabilities of the final logits at image resolution, float32."""
+        logits = outputs.final_logits.float()
+        height, width = logits.shape[-2:]
+        stride = self.settings.stem_stride
+        return resize_to(logits, (height * stride, width * stride)).softmax(dim=1)
+
+    def _segmentation_loss(
+        self, logits: Float[Tensor, "b k h w"], label: Int[Tensor, "b h2 w2"]
+    ) -> Float[Tensor, ""]:
+        full = resize_to(at_least_float32(logits), (label.shape[-2], label.shape[-1]))
+        loss = cross_entropy(full, label, class_weights=self.class_weights)
+        return loss + soft_dice(full, label) if self.settings.loss == "ce_dice" else loss
+
+    def _block(
+        self, number: int, x: Float[Tensor, "n _ _ _"], pairs: PresentPairs
+    ) -> Float[Tensor, "n _ _ _"]:
+        """A block of the shared trunk on all pairs, or of each phase's own trunk on its pairs."""
+        trunks = cast("list[ResNetTrunk]", list(self.trunks))
+        if len(trunks) == 1:
+            return trunks[0].stage(number, x)
+        parts = zip(trunks, pairs.split(x), strict=True)
+        return torch.cat([trunk.stage(number, part) for trunk, part in parts if len(part)])
+
+    def _check(self, image: Tensor, present: Tensor) -> None:
+        phases, stride = len(self.settings.phases), self.settings.stride
+        if image.shape[1] != phases or present.shape != image.shape[:2]:
+            raise ValueError(
+                f"expected {phases} phases {self.settings.phases}, got an image of "
+                f"{tuple(image.shape)} and presence of {tuple(present.shape)}"
+            )
+        if image.shape[-2] % stride or image.shape[-1] % stride:
+            raise ValueError(
+                f"image of {tuple(image.shape[-2:])} pixels: both sizes must be multiples of "
+                f"{stride}; pad before the network"
+            )
+
+
+class Decoder(nn.Module):
+    """Aggregated features of four levels to decision features and initial logits.
+
+    `literal`: up-sample, 3x3 to D, at the resolution of A2. `project_first`: 1x1 to D at native
+    size, up-sample. Then both concatenate, 3x3 to D (the decision features), 3x3 D, 1x1 to K. The
+    two are different networks: a 1x1 commutes with bilinear up-sampling, a 3x3 does not.
+
+    Args:
+        channels: of A2..A5.
+        settings: `decoder`, `decoder_width`, `dropout_features`, `dropout_head`, `class_names`.
+    """
+
+    def __init__(self, channels: tuple[int, ...], settings: SamUrimSettings) -> None:
+        super().__init__()
+        width = settings.decoder_width
+        self.up_first = settings.decoder == "literal"
+        kernel = 3 if self.up_first else 1
+        self.project = nn.ModuleList(ConvNormAct(c, width, kernel) for c in channels)
+        self.fuse = ConvNormAct(width * len(channels), width, 3)
+        self.drop_features = nn.Dropout(settings.dropout_features)
+        self.refine = ConvNormAct(width, width, 3)
+        self.drop_head = nn.Dropout(settings.dropout_head)
+        self.classifier = nn.Conv2d(width, len(settings.class_names), 1)
+
+    def forward(
+        self, aggregated: list[Float[Tensor, "b _ _ _"]]
+    ) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, "b k h w"]]:
+        """Decision features and initial logits, at the resolution of A2."""
+        size = (aggregated[0].shape[-2], aggregated[0].shape[-1])
+        levels = []
+        for a, project in zip(aggregated, self.project, strict=True):
+            levels.append(
+                project(resize_to(a, size)) if self.up_first else resize_to(project(a), size)
+            )
+        features = self.drop_features(self.fuse(torch.cat(levels, dim=1)))
+        return features, self.classifier(self.drop_head(self.refine(features)))
+
+
+def module_parameters(model: SamUrim) -> dict[str, int]:
+    """Parameters of each part, by the names of the paper's table."""
+    parts: dict[str, nn.Module | None] = {"trunk": model.trunks}
+    parts |= {f"sam{level}": model.sams[str(level)] for level in LEVELS}
+    parts |= {"decoder": model.decoder, "urim": model.urim}
+    return {
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in parts.items()
+        if part is not None
+    }
+
+
+def _urim(settings: SamUrimSettings) -> UncertainRegionInpainting:
+    return UncertainRegionInpainting(
+        classes=len(settings.class_names),
+        features=settings.decoder_width,
+        width=settings.urim_width,
+        final_concat=settings.final_concat,
+        window_norm=settings.window_norm,
+        detach_conf=settings.detach_conf,
+        dropout=settings.dropout_urim,
+    )

@@ -1,0 +1,66 @@
+"""The explicit table of systems: name -> settings, and where its network lives.
+
+Imported by infer, train, stages and cli; never by a system. Settings are torch-free; a network is
+imported when it is built.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from hepar.errors import UsageError
+from hepar.systems.baselines.context_unet3d.settings import ContextUnet3dSettings
+from hepar.systems.sam_urim.settings import SamUrimSettings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One system.
+
+    Attributes:
+        settings: its settings class.
+        module: module that holds the network.
+        network: class name in `module`, built from settings alone.
+    """
+
+    settings: type[BaseModel]
+    module: str
+    network: str
+
+
+SYSTEMS: dict[str, Entry] = {
+    "sam_urim": Entry(SamUrimSettings, "hepar.systems.sam_urim.system", "SamUrim"),
+    "context_unet3d": Entry(
+        ContextUnet3dSettings, "hepar.systems.baselines.context_unet3d.system", "ContextUnet3d"
+    ),
+}
+
+
+def lookup(name: str) -> Entry:
+    """The entry of a system.
+
+    Raises:
+        UsageError: `E_RECIPE`, no such system.
+    """
+    if name not in SYSTEMS:
+        raise UsageError(
+            "E_RECIPE",
+            "recipe",
+            f"There is no system {name!r}.",
+            f"Use one of: {', '.join(SYSTEMS)}.",
+        )
+    return SYSTEMS[name]
+
+
+def build(settings: Any) -> nn.Module:
+    """The untrained network of some settings; a `System` (see `systems/base.py`)."""
+    entry = lookup(settings.name)
+    network = getattr(importlib.import_module(entry.module), entry.network)
+    return network(settings)

@@ -1,0 +1,326 @@
+"""The training loop: plain PyTorch, one device, resumable bit for bit.
+
+A step is a pure function of (weights, optimizer state, seed, step): data come from
+(seed, epoch, index), and the model's own randomness is reseeded from (seed, step). A run killed at
+any moment therefore continues from its last checkpoint to the bytes an unbroken run would have
+left, on the same kind of device.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hepar.data.augment import Augmentation
+from hepar.data.sampling import SampleSource, batches, open_source
+from hepar.errors import UsageError
+from hepar.io.atomic import atomic_path
+from hepar.recipe import Recipe, dump_recipe, load_recipe, recipe_hash
+from hepar.systems.base import Batch
+from hepar.systems.table import build
+from hepar.train.checkpoint import TrainState, write_tensors
+from hepar.train.history import History
+from hepar.train.schedule import learning_rate
+from hepar.train.validate import Score, validate
+
+LOG = logging.getLogger(__name__)
+LAST, BEST, HISTORY, RECIPE = "last.safetensors", "best.safetensors", "log.jsonl", "recipe.yaml"
+LOG_EVERY = 10
+MAX_BAD_STEPS = 3
+_INIT, _STEP = 0, 1
+
+Progress = Callable[[int, int, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run leaves.
+
+    Attributes:
+        weights: `best.safetensors`, under the network's own names.
+        steps: steps done in all, resumed ones included.
+        best_score: validation Dice of `weights`; None when no case could be scored.
+        best_step: step after which they were taken.
+        skipped_steps: steps whose loss or gradient was not finite.
+        seconds: wall time of this call.
+    """
+
+    weights: Path
+    steps: int
+    best_score: float | None
+    best_step: int
+    skipped_steps: int
+    seconds: float
+
+
+def train(
+    recipe: Recipe,
+    out_dir: Path,
+    *,
+    device: str | torch.device = "cpu",
+    resume: bool = True,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+    workers: int = 1,
+    source: SampleSource | None = None,
+) -> TrainResult:
+    """Train a recipe's system, going on where a killed run stopped.
+
+    Args:
+        recipe: what to train.
+        out_dir: gets `last.safetensors`, `best.safetensors`, `log.jsonl`, `recipe.yaml`.
+        device: where to compute.
+        resume: False starts afresh, over what is there.
+        cache_dir: for prepared cases, shared between runs.
+        progress: called with (steps done, steps, newest log entry).
+        workers: threads preparing batches; does not change the result.
+        source: instead of the one the recipe asks for.
+
+    Raises:
+        UsageError: `E_RECIPE_CHANGED`, the folder holds a run of another recipe; `E_DIVERGED`,
+            three steps in a row without a finite loss and gradient; `E_RECIPE`.
+    """
+    began = time.monotonic()
+    device = torch.device(device)
+    _check_precision(recipe, device)
+    _claim_folder(recipe, out_dir, resume)
+    with _Deterministic(device):
+        run = _Run(recipe, out_dir, device)
+        if (out_dir / LAST).exists():
+            run.state.load(out_dir / LAST, recipe_hash(recipe))
+            LOG.info("resuming at step %d of %d", run.state.step, recipe.schedule.steps)
+        run.history.forget_after(run.state.step)
+        if run.state.step < recipe.schedule.steps:
+            source = source or open_source(
+                recipe.data, run.spec, seed=recipe.seed, cache_dir=cache_dir
+            )
+            run.go(source, workers, progress)
+    state = run.state
+    return TrainResult(
+        weights=out_dir / BEST,
+        steps=state.step,
+        best_score=state.best_score,
+        best_step=state.best_step,
+        skipped_steps=state.skipped,
+        seconds=time.monotonic() - began,
+    )
+
+
+class _Run:
+    """One call of `train`: the state, and what does not change between steps."""
+
+    def __init__(self, recipe: Recipe, out_dir: Path, device: torch.device) -> None:
+        self.recipe, self.schedule = recipe, recipe.schedule
+        self.out_dir, self.device = out_dir, device
+        torch.manual_seed(_mix(recipe.seed, _INIT, 0))
+        model = build(recipe.system).to(device)
+        self.spec = model.input_spec
+        if self.schedule.channels_last:
+            layouts = {2: torch.channels_last, 3: torch.channels_last_3d}
+            model = model.to(memory_format=layouts[self.spec.dims])
+        model.train()
+        self.state = TrainState.fresh(model, _optimizer(recipe, model), self.schedule)
+        self.history = History(out_dir / HISTORY)
+        lower = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        self.autocast = torch.autocast(
+            device.type,
+            dtype=lower.get(self.schedule.precision, torch.bfloat16),
+            enabled=self.schedule.precision != "fp32",
+        )
+
+    def go(self, source: SampleSource, workers: int, progress: Progress | None) -> None:
+        """Train from the state's step to the end."""
+        schedule, state = self.schedule, self.state
+        augmentation = Augmentation(
+            self.recipe.augment, self.spec, seed=self.recipe.seed, device=self.device
+        )
+        stream = batches(
+            source,
+            batch_size=schedule.batch_size,
+            start=state.step,
+            stop=schedule.steps,
+            finish=augmentation,
+            workers=workers,
+        )
+        recent: list[float] = []
+        began = time.monotonic()
+        for batch in stream:
+            loss = self.step(batch)
+            if loss is not None:
+                recent.append(loss)
+            last = state.step == schedule.steps
+            score = (
+                self.score(source) if last or _due(state.step, schedule.validate_every) else None
+            )
+            if last or score or _due(state.step, LOG_EVERY):
+                entry = self.entry(recent, time.monotonic() - began, score)
+                self.history.append(entry)
+                recent, began = [], time.monotonic()
+                if progress is not None:
+                    progress(state.step, schedule.steps, entry)
+            if last or _due(state.step, schedule.checkpoint_every):
+                state.save(self.out_dir / LAST, recipe_hash(self.recipe))
+
+    def step(self, batch: Batch) -> float | None:
+        """One optimizer step; None when it was skipped."""
+        state, schedule = self.state, self.schedule
+        torch.manual_seed(_mix(self.recipe.seed, _STEP, state.step))
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(schedule, state.step)
+        state.optimizer.zero_grad(set_to_none=True)
+        with self.autocast:
+            outputs = state.model(batch.image, batch.present)
+            targets = state.model.targets(batch)
+        loss = state.model.loss(outputs, targets)
+        value = float(loss.detach())
+        state.step += 1
+        if not math.isfinite(value) or not self.descend(loss):
+            state.skipped += 1
+            state.streak += 1
+            if state.streak >= MAX_BAD_STEPS:
+                raise _diverged(state.step)
+            return None
+        state.streak = 0
+        state.update_average()
+        return value
+
+    def descend(self, loss: Tensor) -> bool:
+        """Backward, clip, step; False when a gradient was not finite and nothing was changed."""
+        state, scaler = self.state, self.state.scaler
+        scaler.scale(loss).backward()
+        scaler.unscale_(state.optimizer)
+        limit = self.schedule.clip_norm
+        parameters = [p for p in state.model.parameters() if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+        finite = bool(torch.isfinite(norm))
+        if finite or scaler.is_enabled():
+            # A scaler skips the step itself, and must see it to lower its scale.
+            scaler.step(state.optimizer)
+            scaler.update()
+        return finite
+
+    def score(self, source: SampleSource) -> Score:
+        """Validate the weights that would be kept, and keep them if they are the best."""
+        state = self.state
+        score = validate(
+            state.kept,
+            source,
+            self.spec,
+            batch_size=self.schedule.batch_size,
+            device=self.device,
+            autocast=self.autocast,
+        )
+        better = state.best_score is None or (score.dice or 0.0) > state.best_score
+        if better or state.best_step == 0:
+            state.best_score, state.best_step = score.dice, state.step
+            header = {
+                "step": state.step,
+                "score": asdict(score),
+                "recipe": recipe_hash(self.recipe),
+            }
+            write_tensors(self.out_dir / BEST, state.kept.state_dict(), header)
+        return score
+
+    def entry(self, losses: list[float], seconds: float, score: Score | None) -> dict[str, Any]:
+        """A line of the history."""
+        step = self.state.step
+        line: dict[str, Any] = {
+            "step": step,
+            "loss": round(sum(losses) / len(losses), 6) if losses else None,
+            "lr": learning_rate(self.schedule, step - 1),
+            "seconds": round(seconds, 3),
+            "skipped": self.state.skipped,
+        }
+        if score is not None:
+            line["validation"] = asdict(score)
+        return line
+
+
+class _Deterministic:
+    """Ask the device for repeatable kernels, and leave the process as it was."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+
+    def __enter__(self) -> None:
+        self.before = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.backends.cudnn.benchmark,
+        )
+        if self.cuda:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.backends.cudnn.benchmark = False
+
+    def __exit__(self, *_: object) -> None:
+        torch.use_deterministic_algorithms(self.before[0], warn_only=self.before[1])
+        torch.backends.cudnn.benchmark = self.before[2]
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _mix(seed: int, purpose: int, step: int) -> int:
+    """A 63-bit seed of its own for each (seed, purpose, step)."""
+    words = np.random.SeedSequence([seed, purpose, step]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
+def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    s = recipe.schedule
+    if s.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay
+        )
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[s.optimizer]
+    return kind(model.parameters(), lr=s.lr, weight_decay=s.weight_decay)
+
+
+def _check_precision(recipe: Recipe, device: torch.device) -> None:
+    if recipe.schedule.precision == "fp16" and device.type != "cuda":
+        raise UsageError(
+            "E_RECIPE",
+            "train",
+            f"schedule.precision fp16 trains on CUDA only, the device is {device.type}.",
+            "Use --set schedule.precision=bf16 or fp32.",
+        )
+
+
+def _claim_folder(recipe: Recipe, out_dir: Path, resume: bool) -> None:
+    """Write the recipe into an empty folder; refuse a folder of another recipe."""
+    path = out_dir / RECIPE
+    if not resume:
+        for name in (LAST, BEST, HISTORY, RECIPE):
+            (out_dir / name).unlink(missing_ok=True)
+    if path.exists():
+        if recipe_hash(load_recipe(path)) != recipe_hash(recipe):
+            raise UsageError(
+                "E_RECIPE_CHANGED",
+                "train",
+                f"{out_dir.name} holds a run of another recipe than {recipe.name!r}.",
+                "Train into another folder, or start afresh with --no-resume.",
+            )
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_text(dump_recipe(recipe), encoding="utf-8")
+
+
+def _diverged(step: int) -> UsageError:
+    return UsageError(
+        "E_DIVERGED",
+        "train",
+        f"Loss or gradient was not finite in {MAX_BAD_STEPS} steps in a row, the last {step}.",
+        "Lower schedule.lr, clip gradients, or use fp32; the last checkpoint is intact.",
+    )

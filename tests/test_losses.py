@@ -1,0 +1,91 @@
+"""Losses against hand-worked values, float64 loops and PyTorch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from hepar.losses import cross_entropy, soft_dice
+
+
+def _random(seed: int, shape: tuple[int, ...] = (2, 3, 4, 5)) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(shape, generator=generator, dtype=torch.float64)
+    label = torch.randint(-1, shape[1], (shape[0], *shape[2:]), generator=generator)
+    return logits, label
+
+
+@pytest.mark.parametrize("weights", [None, (0.5, 1.0, 3.0)])
+def test_oracle_cross_entropy_is_a_loop_over_the_voxels_that_count(weights):
+    logits, label = _random(0)
+    total, norm = 0.0, 0.0
+    for b, y, x in ((b, y, x) for b in range(2) for y in range(4) for x in range(5)):
+        k = int(label[b, y, x])
+        if k < 0:
+            continue
+        scores = logits[b, :, y, x].tolist()
+        w = 1.0 if weights is None else weights[k]
+        total -= w * (scores[k] - math.log(sum(math.exp(s) for s in scores)))
+        norm += w
+    class_weights = None if weights is None else torch.tensor(weights)
+    found = cross_entropy(logits, label, class_weights=class_weights)
+    assert found.item() == pytest.approx(total / norm, rel=1e-12)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_oracle_soft_dice_is_a_loop_over_the_voxels_that_count(per_sample):
+    logits, label = _random(1)
+    probability = logits.softmax(1)
+    groups = [[0], [1]] if per_sample else [[0, 1]]
+    scores = []
+    for group in groups:
+        for k in (1, 2):
+            overlap = size = 0.0
+            for b, y, x in ((b, y, x) for b in group for y in range(4) for x in range(5)):
+                if label[b, y, x] < 0:
+                    continue
+                p, t = float(probability[b, k, y, x]), float(label[b, y, x] == k)
+                overlap, size = overlap + p * t, size + p + t
+            scores.append((2 * overlap + 1.0) / (size + 1.0))
+    expected = 1.0 - sum(scores) / len(scores)
+    assert soft_dice(logits, label, per_sample=per_sample).item() == pytest.approx(expected)
+
+
+def test_closed_form_even_scores_cost_log_k():
+    label = torch.tensor([[[0, 1], [2, -1]]])
+    assert cross_entropy(torch.zeros(1, 3, 2, 2), label).item() == pytest.approx(math.log(3))
+
+
+def test_closed_form_dice_of_sure_predictions():
+    label = torch.tensor([[[0, 1, 1, 0]]])
+    right = torch.stack([100.0 * (label == 0), 100.0 * (label == 1)], dim=1)
+    assert soft_dice(right, label).item() == pytest.approx(0.0, abs=1e-6)
+    # Everything called foreground: 2*2 + 1 over 4 + 2 + 1.
+    everything = torch.stack([torch.zeros(1, 1, 4), torch.full((1, 1, 4), 100.0)], dim=1)
+    assert soft_dice(everything, label).item() == pytest.approx(1 - 5 / 7)
+    # Nothing there and nothing found is a full score.
+    nothing = torch.zeros_like(label)
+    assert soft_dice(-everything, nothing).item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, soft_dice])
+def test_property_ignored_voxels_do_not_matter(loss):
+    logits, label = _random(2)
+    other = torch.where((label < 0).unsqueeze(1), 50.0 * torch.ones_like(logits), logits)
+    assert torch.equal(loss(logits, label), loss(other, label))
+    logits.requires_grad_()
+    loss(logits, torch.full_like(label, -1)).backward()
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+    assert loss(logits, torch.full_like(label, -1)).item() == 0.0
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, soft_dice])
+def test_property_float32_under_autocast(loss):
+    logits, label = _random(3, (1, 2, 64, 64))
+    expected = loss(logits.bfloat16().double(), label)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = loss(logits.bfloat16(), label)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
