@@ -1,4 +1,4 @@
-"""A small patient with known lesions, built by hand: what the tests of the last stages start from."""
+"""A small patient with known lesions, built by hand: the start of the last stages' tests."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from hepar.study import (
 
 # An oblique-free but flipped scanner grid: rows run to the right, slices from head to feet.
 SOURCE_SPACING_MM = (5.0, 1.6, 1.6)
+FLIPPED = (0.0, 0.0, -1.0, 0.0, -1.0, 0.0, -1.0, 0.0, 0.0)
 LIVER_HU = {"NC": 55.0, "ART": 70.0, "PV": 112.0, "DL": 92.0}
 LESION_HU = (
     {"NC": 45.0, "ART": 108.0, "PV": 92.0, "DL": 70.0},
@@ -35,9 +36,7 @@ def ellipsoid(grid: Grid, center_mm: tuple[float, ...], radii_mm: tuple[float, .
     """Voxels of an axial grid inside an ellipsoid; center and radii are (z, y, x) mm."""
     axes = [np.arange(n) * s for n, s in zip(grid.shape, grid.spacing_mm, strict=True)]
     z, y, x = np.meshgrid(*axes, indexing="ij", sparse=True)
-    parts = [
-        ((a - c) / r) ** 2 for a, c, r in zip((z, y, x), center_mm, radii_mm, strict=True)
-    ]
+    parts = [((a - c) / r) ** 2 for a, c, r in zip((z, y, x), center_mm, radii_mm, strict=True)]
     return np.asarray(parts[0] + parts[1] + parts[2] <= 1)
 
 
@@ -51,11 +50,11 @@ def liver_case(
     noise_hu: float = 12.0,
 ) -> tuple[LiverCase, LesionMap]:
     """An ellipsoid body with a liver on its right, and up to two lesions in it."""
-    z, y, x = shape
-    dz, dy, dx = SOURCE_SPACING_MM
+    _, y, x = shape
+    _, dy, dx = SOURCE_SPACING_MM
     corner = (((x - 1) * dx) / 2, ((y - 1) * dy) / 2, 200.0)
     # Column k is the LPS direction of array axis k: z down, y to anterior, x to the right.
-    source = Grid(shape, SOURCE_SPACING_MM, corner, (0.0, 0.0, -1.0, 0.0, -1.0, 0.0, -1.0, 0.0, 0.0))
+    source = Grid(shape, SOURCE_SPACING_MM, corner, FLIPPED)
     _, grid = canonical(np.zeros(shape, dtype=np.uint8), source)
     size = np.array(grid.extent_mm)
     body = ellipsoid(grid, tuple(size / 2), (size[0] * 2, size[1] * 0.42, size[2] * 0.45))
@@ -63,7 +62,8 @@ def liver_case(
     at = np.array([0.5, 0.45, 0.32]) * size
     liver = ellipsoid(grid, tuple(at), (62.0, 62.0, 70.0))
     instances = np.zeros(shape, dtype=np.uint16)
-    for k, (offset, radius) in enumerate((((5, -15, -12), 21.0), ((-25, 20, 22), 11.0))[:n_lesions]):
+    places = (((5, -15, -12), 21.0), ((-25, 20, 22), 11.0))
+    for k, (offset, radius) in enumerate(places[:n_lesions]):
         instances[ellipsoid(grid, tuple(at + offset), (radius, radius * 0.9, radius * 1.1))] = k + 1
     generator = np.random.default_rng(7)
     volumes = {}
@@ -126,7 +126,7 @@ def _lesion_map(case: LiverCase, instances: NDArray[np.uint16], count: int) -> L
                 centroid_mm=(float(center[0]), float(center[1]), float(center[2])),
                 box_zyx=(box.start, box.stop),
                 hu=hu,
-                hu_std={p: 12.34 for p in hu},
+                hu_std=dict.fromkeys(hu, 12.34),
                 liver_hu=liver_hu,
                 wash_in_hu=hu["ART"] - hu["NC"] if {"ART", "NC"} <= hu.keys() else None,
                 washout_hu=17.123 if "DL" in hu else None,

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from hepar.errors import ModelIntegrityError
 from hepar.infer import bundle as bundle_module
 from hepar.infer.bundle import default_bundle_path, export_part, load_bundle, write_bundle
+from hepar.infer.weights import to_half
 from hepar.recipe import Recipe, parse_recipe
 from hepar.systems import table
 from hepar.systems.baselines.enhancement_classifier import EnhancementClassifier
@@ -65,10 +66,10 @@ def test_property_round_trip(folder: Path, trained: torch.nn.Module) -> None:
 
 
 def test_counters_and_large_values_keep_their_type() -> None:
-    counter = bundle_module._half(torch.tensor(70_001))
-    large = bundle_module._half(torch.tensor([1.0, 7e4]))
-    tiny = bundle_module._half(torch.full((8,), 1e-9))
-    plain = bundle_module._half(torch.tensor([0.25, 0.0]))
+    counter = to_half(torch.tensor(70_001))
+    large = to_half(torch.tensor([1.0, 7e4]))
+    tiny = to_half(torch.full((8,), 1e-9))
+    plain = to_half(torch.tensor([0.25, 0.0]))
     assert counter.dtype == torch.int64
     assert counter.item() == 70_001
     assert large.dtype == tiny.dtype == torch.float32
@@ -208,7 +209,7 @@ def test_a_diagnose_part_may_be_plain_files(tmp_path: Path) -> None:
 
 
 def test_property_classifier_round_trip(tmp_path: Path, folder: Path) -> None:
-    assert load_bundle(folder).diagnose is None
+    assert load_bundle(folder).classifier() is None
     classifier = EnhancementClassifier(
         ("cyst", "hcc"),
         ("PV",),
@@ -220,7 +221,7 @@ def test_property_classifier_round_trip(tmp_path: Path, folder: Path) -> None:
     part = tmp_path / "part2"
     part.mkdir()
     save_arrays(dict(classifier.as_arrays()), part / "weights.safetensors")
-    found = write_bundle(tmp_path / "out", {"diagnose": part}, name="x", version="1").diagnose
+    found = write_bundle(tmp_path / "out", {"diagnose": part}, name="x", version="1").classifier()
     assert found is not None
     assert found.labels == ("cyst", "hcc")
     assert found.threshold == 0.7
@@ -228,7 +229,7 @@ def test_property_classifier_round_trip(tmp_path: Path, folder: Path) -> None:
     (part / "weights.safetensors").write_bytes(b"\xff" * 64)
     damaged = write_bundle(tmp_path / "bad", {"diagnose": part}, name="x", version="1")
     with pytest.raises(ModelIntegrityError) as caught:
-        _ = damaged.diagnose
+        damaged.classifier()
     assert caught.value.code == "E_MODEL_WEIGHTS"
 
 

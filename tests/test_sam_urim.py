@@ -268,11 +268,39 @@ def test_closed_form_sigmoid_switch_confines_two_weights():
 @pytest.mark.parametrize("present", [ALL, SOME])
 def test_property_memory_format_changes_nothing(present):
     torch.manual_seed(7)
-    sam = SpatialAggregation(4, 8, 2).double()
+    sam = SpatialAggregation(4, 8, 2)
     pairs = PresentPairs(present)
-    features = torch.randn(sum(pairs.counts), 8, 6, 5, dtype=torch.float64)
-    packed = features.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(sam(packed, pairs), sam(features, pairs))
+    features = torch.randn(sum(pairs.counts), 8, 6, 5)
+    expected = sam.eval()(features, pairs)
+    packed = sam.to(memory_format=torch.channels_last)(
+        features.to(memory_format=torch.channels_last), pairs
+    )
+    torch.testing.assert_close(packed, expected)
+    maps = torch.randn(3, 2, 4, 6, 5)
+    packed_maps = [m.to(memory_format=torch.channels_last) for m in maps]
+    for found, weight in zip(softmax_over_phases(packed_maps), maps.softmax(0), strict=True):
+        torch.testing.assert_close(found, weight)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_oracle_encoder_is_fig_1_block_by_block():
+    """Two streams written out: B1, then block -> SAM -> Eq. 2, the modulated features going on."""
+    model = _small(phases=("ART", "PV"), pyramid_width=3).double().eval()
+    art, pv = torch.rand(2, 2, 3, 32, 32, dtype=torch.float64)
+    both = PresentPairs(torch.ones(2, 2, dtype=torch.bool))
+    trunk = model.trunks[0]
+    with torch.no_grad():
+        found = model.encode(both.gather(torch.stack([art, pv], dim=1)), both)
+        art, pv = trunk.stage(1, art), trunk.stage(1, pv)
+        blocks = (trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4)
+        for level, block, a in zip("2345", blocks, found, strict=True):
+            art, pv = block(art), block(pv)
+            d = [art.mean(1), art.amax(1), pv.mean(1), pv.amax(1)]
+            to_art, to_pv = (mapping(torch.stack(d, 1)) for mapping in model.sams[level].mappings)
+            w_pv = torch.sigmoid(to_pv - to_art)
+            expected = w_pv * pv + (1 - w_pv) * art
+            torch.testing.assert_close(a, expected)
+            art, pv = (art + expected) / 2, (pv + expected) / 2
 
 
 # ---- oracle: Eq. 3 and 4 -----------------------------------------------------------------------
@@ -387,6 +415,24 @@ def test_closed_form_confidence_spreads_one_pixel_a_layer():
     assert int((out.confidence_before > 0).sum()) == 1
     assert int((out.confidence_after > 0).sum()) == 25
     assert torch.isfinite(out.logits).all()
+
+
+def test_oracle_urim_is_four_layers_each_with_a_wider_maximum():
+    torch.manual_seed(15)
+    urim = UncertainRegionInpainting(2, 4, width=4).double().eval()
+    logits, features = torch.randn(1, 2, 9, 9).double(), torch.randn(1, 4, 9, 9).double()
+    with torch.no_grad():
+        found = urim(logits, features)
+        m = confidence(logits)
+        x0 = torch.cat([logits.softmax(1), features], dim=1)
+        x = x0
+        for layer in range(4):
+            # Four max poolings of 3x3 are one of 9x9: layer i sees the maximum over 2i + 1.
+            trust = F.max_pool2d(m, 2 * layer + 1, stride=1, padding=layer) if layer else m
+            x = F.relu(urim.norms[layer](urim.convs[layer](x, trust)))
+        torch.testing.assert_close(found.logits, urim.head(torch.cat([x, x0], dim=1)))
+    torch.testing.assert_close(found.confidence_before, m)
+    torch.testing.assert_close(found.confidence_after, F.max_pool2d(m, 9, stride=1, padding=4))
 
 
 @pytest.mark.parametrize("detach", [False, True])
@@ -606,7 +652,6 @@ def test_regression_lite_overfits_one_batch():
         found = model.decode(model(batch.image, batch.present)).argmax(1)
     overlap = ((found == 1) & (batch.label == 1)).sum()
     dice = 2 * overlap / ((found == 1).sum() + (batch.label == 1).sum())
-    print(float(dice), float(loss))
     assert dice > 0.9
 
 

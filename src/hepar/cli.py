@@ -9,6 +9,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -172,6 +173,7 @@ def train(
     ] = None,
     device: Device = "auto",
     quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Train a system from a recipe; run again on the same folder to resume."""
     from hepar.recipe import load_recipe
@@ -179,8 +181,24 @@ def train(
 
     loaded = load_recipe(recipe, overrides)
     with progress(quiet) as step:
-        result = run(loaded, out, device=_device(device), cache_dir=cache, progress=step)
-    sys.stdout.write(f"{json.dumps(result.as_dict())}\n")
+        step(f"prepare {loaded.data.kind} cases")
+
+        def show(done: int, total: int, entry: dict[str, Any]) -> None:
+            if "validation" in entry:
+                step(f"step {done} of {total}: {entry['validation']}")
+
+        result = run(
+            loaded,
+            out,
+            device=_device(device),
+            cache_dir=cache or out / "cache",
+            progress=show,
+        )
+    document = {**asdict(result), "weights": str(result.weights)}
+    if as_json:
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    else:
+        sys.stdout.writelines(f"{key}: {value}\n" for key, value in document.items())
 
 
 def evaluate(

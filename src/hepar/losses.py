@@ -28,11 +28,11 @@ def cross_entropy(
     a gradient of 0) when none counts.
 
     Args:
-        logits: unnormalised scores.
+        logits: unnormalized scores.
         label: class index, -1 ignored.
         class_weights: `w`, one for each class; None for 1.
 
-    Source: the negative log-likelihood, normalised as `torch.nn.CrossEntropyLoss`.
+    Source: the negative log-likelihood, normalized as `torch.nn.CrossEntropyLoss`.
     """
     with full_precision(logits):
         scores = at_least_float32(logits)
@@ -61,7 +61,7 @@ def soft_dice(
     voxels with a label other than -1.
 
     Args:
-        logits: unnormalised scores; `p` is their softmax.
+        logits: unnormalized scores; `p` is their softmax.
         label: class index, -1 ignored.
         smooth: `s`, in voxels. It makes an empty class predicted empty score 1, not 0/0.
         per_sample: Dice of each sample, then the mean; otherwise the batch is one volume, which is

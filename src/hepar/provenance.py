@@ -180,7 +180,7 @@ def deterministic(seed: int) -> None:
         seed: non-negative.
     """
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
+    np.random.seed(seed % 2**32)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 

@@ -167,10 +167,10 @@ def recolor(
 
 
 def mask_image(
-    image: Float[Tensor, "b p c *spatial"], visible: Bool[Tensor, "b c *spatial"]
+    image: Float[Tensor, "b p c *spatial"], visible: Bool[Tensor, "b #c *spatial"]
 ) -> Float[Tensor, "b p c *spatial"]:
     """Set what lies outside the liver to 0, the lower bound of the window."""
-    return image * visible.unsqueeze(1)
+    return image.masked_fill(~visible.unsqueeze(1), 0.0)
 
 
 class Augmentation:

@@ -1,47 +1,26 @@
 """Training samples of the liver network: deformed anatomies painted as random scans.
 
-A bank of templates is made once (label maps of real patients with a completed dome, procedural
-phantoms); every sample draws a template, a warp, a field of view and a look from
-(seed, epoch, index) and is painted on the fly, so that no two samples are alike.
+Every sample draws a template of the bank (`data.organ_bank`), a warp, a field of view and a look
+from (seed, epoch, index) and is painted on the fly, so that no two samples are alike.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float
 from scipy import ndimage
 
+from hepar.data.organ_bank import LIVER_BIT, BankEntry, load_bank
 from hepar.data.sampling import Sample, ValidationCase
-from hepar.errors import InputRefused
-from hepar.geometry import canonical
-from hepar.io.atomic import atomic_path
-from hepar.phantom.anatomy import anatomy
 from hepar.phantom.deform import Triple, draw_warp, source_points_mm
-from hepar.phantom.dome import complete_dome
-from hepar.phantom.labelmap import (
-    NOT_SCANNED,
-    Template,
-    context_table,
-    template_from_masks,
-    template_of,
-)
-from hepar.phantom.liver_tubes import add_tubes
+from hepar.phantom.labelmap import context_table
 from hepar.phantom.masses import Scene, add_arms, add_masses, limit_field
-from hepar.phantom.recolor import (
-    TEXTURE_HU,
-    TISSUE_HU,
-    degrade,
-    draw_look,
-    paint_tissue,
-    recolor,
-)
+from hepar.phantom.recolor import degrade, draw_look, paint_tissue, recolor
 from hepar.phantom.tissue import Tissue
 from hepar.preprocess import window
 from hepar.systems.base import InputSpec
@@ -49,89 +28,8 @@ from hepar.systems.base import InputSpec
 if TYPE_CHECKING:
     from hepar.recipe import OrganData
 
-log = logging.getLogger(__name__)
-
-# Bit of a template's code map that says "inside the liver"; tissue codes stay below it.
-_LIVER_BIT = 64
-_BANK_VERSION = 1
 # Epoch number of the validation cases; no training run gets there.
 _VALIDATION_EPOCH = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class BankEntry:
-    """A template ready for sampling.
-
-    Attributes:
-        code: uint8 (z, y, x) tissue code plus `_LIVER_BIT` inside the liver.
-        hu: int16 (z, y, x) complete HU, or None for a procedural anatomy.
-        native_hu: mean HU of each tissue in `hu`.
-        spacing_mm: (z, y, x).
-    """
-
-    code: UInt8[np.ndarray, "z y x"]
-    hu: np.ndarray | None
-    native_hu: Float32[np.ndarray, " tissue"]
-    spacing_mm: Triple
-
-
-def read_label_map(folder: Path) -> Template:
-    """A real patient's scan and organ masks.
-
-    Args:
-        folder: holds the scan as NIfTI and a subfolder of masks, `liver.nii.gz` among them (the
-            layout of TotalSegmentator's example). Of several, the first by name is taken: the first
-            subfolder with a liver, the first scan on the same voxels.
-
-    Raises:
-        InputRefused: `E_NO_LIVER` or `E_NO_IMAGE` when there is no such subfolder or scan.
-    """
-    from hepar.io.nifti import read_label, read_nifti  # only recipes with real anatomies need it
-
-    folders = sorted(p.parent for p in folder.glob("*/liver.nii.gz"))
-    if not folders:
-        raise InputRefused(
-            "E_NO_LIVER",
-            "data",
-            f"no */liver.nii.gz in anatomy folder {folder.name}",
-            "Give a folder that holds a scan and a subfolder of organ masks.",
-        )
-    liver = read_label(folders[0] / "liver.nii.gz")
-    for path in sorted(folder.glob("*.nii.gz")):
-        scan = read_nifti(path)
-        if scan.array.shape == liver.array.shape:
-            break
-    else:
-        raise InputRefused(
-            "E_NO_IMAGE",
-            "data",
-            f"no scan of shape {liver.array.shape} in anatomy folder {folder.name}",
-            "Put the scan the masks were made on beside their folder.",
-        )
-    organs = {}
-    for path in sorted(folders[0].glob("*.nii.gz")):
-        mask = read_label(path)
-        if mask.array.any():
-            organs[path.name.removesuffix(".nii.gz")] = canonical(mask.array, mask.grid)[0] > 0
-    hu, grid = canonical(scan.array, scan.grid)
-    return template_from_masks(organs, hu, grid.spacing_mm)
-
-
-def bank_entry(template: Template, rng: np.random.Generator) -> BankEntry:
-    """Code map and complete HU of a template; what was not scanned gets its tissue's mean and grain."""
-    code = template.tissue | (template.liver.astype(np.uint8) * _LIVER_BIT)
-    native = TISSUE_HU[:, 0].copy()
-    if template.hu is None:
-        return BankEntry(code, None, native, template.spacing_mm)
-    known = template.hu != NOT_SCANNED
-    count = np.bincount(template.tissue[known], minlength=len(native))
-    total = np.bincount(template.tissue[known], weights=template.hu[known], minlength=len(native))
-    native = np.where(count > 100, total / np.maximum(count, 1), native).astype(np.float32)
-    # Tubes are drawn into the parenchyma of a scan that does not show them there.
-    native[[Tissue.PORTAL_VEIN, Tissue.HEPATIC_VEIN]] = native[Tissue.LIVER]
-    grain = rng.standard_normal(code.shape, dtype=np.float32) * (8 + TEXTURE_HU[template.tissue])
-    hu = np.where(known, template.hu, native[template.tissue] + grain)
-    return BankEntry(code, hu.astype(np.int16), native, template.spacing_mm)
 
 
 class OrganSource:
@@ -207,7 +105,7 @@ class OrganSource:
         at = source_points_mm(warp, self.patch, self.spacing_mm)
         at /= np.asarray(entry.spacing_mm, dtype=np.float32).reshape(3, 1, 1, 1)
         code = ndimage.map_coordinates(entry.code, at, order=0, mode="constant", cval=0)
-        tissue, liver = code & (_LIVER_BIT - 1), code >= _LIVER_BIT
+        tissue, liver = code & (LIVER_BIT - 1), code >= LIVER_BIT
         look = draw_look(rng, wild=wild)
         if entry.hu is not None and rng.random() < self.data.recolor_share:
             scan = ndimage.map_coordinates(
@@ -238,7 +136,7 @@ class OrganSource:
 
 def _liver_points_mm(entry: BankEntry) -> Float[np.ndarray, "n 3"]:
     """Some points of the liver, evenly drawn, in mm from voxel 0."""
-    points = np.argwhere(entry.code >= _LIVER_BIT)
+    points = np.argwhere(entry.code >= LIVER_BIT)
     return points[:: max(1, len(points) // 500)] * np.asarray(entry.spacing_mm)
 
 
@@ -257,74 +155,3 @@ def _field_center_mm(
         middle = 0.5 * (liver_points_mm.min(0) + liver_points_mm.max(0))
         z, y, x = middle + rng.uniform(-1, 1, size=3) * (60.0, 30.0, 50.0) + (0.0, 10.0, 40.0)
     return float(z), float(y), float(x)
-
-
-def load_bank(data: OrganData, seed: int, cache_dir: Path | None) -> list[BankEntry]:
-    """The bank of templates, from the cache when it holds the same one."""
-    path = None if cache_dir is None else cache_dir / f"organ-{_fingerprint(data, seed)}.npz"
-    if path is not None and path.is_file():
-        return _read_bank(path)
-    bank = build_bank(data, seed)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_bank(path, bank)
-    return bank
-
-
-def build_bank(data: OrganData, seed: int) -> list[BankEntry]:
-    """Templates of every anatomy folder (`data.variants` domes and trees each) and of phantoms."""
-    bank = []
-    for number, folder in enumerate(data.anatomies):
-        template = read_label_map(folder)
-        for variant in range(data.variants):
-            rng = np.random.default_rng([seed, number, variant])
-            bank.append(bank_entry(add_tubes(complete_dome(template, rng), rng), rng))
-        log.info("organ bank: %d variants of %s", data.variants, folder.name)
-    for number in range(data.phantoms + data.validation_phantoms):
-        made = template_of(
-            anatomy(
-                data.seed_base + number,
-                shape=data.phantom_shape,
-                spacing_mm=data.phantom_spacing_mm,
-                field="abdomen",
-            )
-        )
-        bank.append(bank_entry(made, np.random.default_rng(number)))
-        if number % 10 == 9:
-            log.info("organ bank: %d phantoms", number + 1)
-    return bank
-
-
-def _fingerprint(data: OrganData, seed: int) -> str:
-    """Names a bank by everything that decides it: settings, seed, sizes and names of real files."""
-    digest = hashlib.sha256(f"{_BANK_VERSION} {seed} ".encode())
-    digest.update(data.model_dump_json(exclude={"anatomies"}).encode())
-    for folder in data.anatomies:
-        for path in sorted(folder.rglob("*.nii.gz")):
-            digest.update(f"{path.name} {path.stat().st_size}".encode())
-    return digest.hexdigest()[:16]
-
-
-def _write_bank(path: Path, bank: list[BankEntry]) -> None:
-    arrays: dict[str, np.ndarray] = {}
-    for i, entry in enumerate(bank):
-        arrays[f"code_{i:04d}"] = entry.code
-        arrays[f"native_{i:04d}"] = entry.native_hu
-        arrays[f"spacing_{i:04d}"] = np.asarray(entry.spacing_mm)
-        if entry.hu is not None:
-            arrays[f"hu_{i:04d}"] = entry.hu
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)
-
-
-def _read_bank(path: Path) -> list[BankEntry]:
-    bank = []
-    with np.load(path, allow_pickle=False) as arrays:
-        names = set(arrays.files)
-        for i in range(sum(n.startswith("code_") for n in names)):
-            z, y, x = (float(v) for v in arrays[f"spacing_{i:04d}"])
-            hu = arrays[f"hu_{i:04d}"] if f"hu_{i:04d}" in names else None
-            bank.append(
-                BankEntry(arrays[f"code_{i:04d}"], hu, arrays[f"native_{i:04d}"], (z, y, x))
-            )
-    return bank

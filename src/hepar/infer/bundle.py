@@ -20,27 +20,23 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.numpy import load as load_arrays
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from hepar.errors import HeparError, ModelIntegrityError
+from hepar.infer.weights import FETCH, check_header, damaged, load_exactly, parse_tensors, to_half
 from hepar.io.atomic import staged_folder
 from hepar.recipe import Recipe, dump_recipe, parse_recipe
 from hepar.systems import table
-from hepar.systems.baselines.enhancement_classifier import EnhancementClassifier
 from hepar.systems.baselines.enhancement_classifier import EnhancementClassifier
 
 MANIFEST, RECIPE = "bundle.yaml", "recipe.yaml"
 WEIGHTS, CALIBRATION, CARD = "weights.safetensors", "calibration.json", "MODEL_CARD.md"
 _NETWORK_FILES = (RECIPE, WEIGHTS, CALIBRATION)
-_HEADER_LIMIT = 4 << 20
 _MANIFEST_LIMIT = 1 << 20
-_FETCH = "copy the model folder again from where it came, or install hepar again"
 
 PartName = Literal["liver", "tumor", "diagnose"]
 
@@ -137,14 +133,14 @@ class Bundle:
         try:
             found = json.loads(self.read(part, CALIBRATION))
         except ValueError as error:
-            raise _damaged(f"{part}/{CALIBRATION} is not JSON: {error}") from error
+            raise damaged(f"{part}/{CALIBRATION} is not JSON: {error}") from error
         if not isinstance(found, dict):
-            raise _damaged(f"{part}/{CALIBRATION} must hold an object")
+            raise damaged(f"{part}/{CALIBRATION} must hold an object")
         return found
 
     def tensors(self, part: str) -> dict[str, Tensor]:
         """The weights of a part; floating point as float32."""
-        return _parse_tensors(self.read(part, WEIGHTS), f"{part}/{WEIGHTS}")
+        return parse_tensors(self.read(part, WEIGHTS), f"{part}/{WEIGHTS}")
 
     def model(self, part: str) -> Model:
         """The network of a part with its weights; built once.
@@ -154,47 +150,26 @@ class Bundle:
         """
         if part not in self._models:
             system = table.build(self.recipe(part).system)
-            _load_exactly(system, self.tensors(part), f"{part}/{WEIGHTS}")
+            load_exactly(system, self.tensors(part), f"{part}/{WEIGHTS}")
             digest = self.manifest.sha256[self._path(part, WEIGHTS)]
             self._models[part] = Model(part, system.eval(), self.calibration(part), digest)
         return self._models[part]
 
-    @property
-    def liver(self) -> Model:
-        """The network that finds the liver."""
-        return self.model("liver")
-
-    @property
-    def tumor(self) -> Model:
-        """The network that finds tumors."""
-        return self.model("tumor")
-
-    @property
-    def diagnose(self) -> EnhancementClassifier | None:
-        """The lesion classifier; None when the bundle has none."""
-        if not self.has("diagnose"):
-            return None
-        where = f"diagnose/{WEIGHTS}"
-        data = self.read("diagnose", WEIGHTS)
-        _check_header(data, where)
-        try:
-            return EnhancementClassifier.from_arrays(load_arrays(data))
-        except Exception as error:  # as in `_parse_tensors`
-            raise _damaged(f"{where} is not a classifier: {error}") from error
-
     def classifier(self) -> EnhancementClassifier | None:
-        """The lesion classifier, if the bundle has one.
+        """The lesion classifier of the part `diagnose`; None when the bundle has none.
 
         Raises:
             ModelIntegrityError: `E_MODEL_WEIGHTS`, when its arrays do not make one.
         """
         if not self.has("diagnose"):
             return None
-        arrays = {name: tensor.numpy() for name, tensor in self.tensors("diagnose").items()}
+        where = f"diagnose/{WEIGHTS}"
+        data = self.read("diagnose", WEIGHTS)
+        check_header(data, where)
         try:
-            return EnhancementClassifier.from_arrays(arrays)
-        except ValueError as error:
-            raise _damaged(f"diagnose/{WEIGHTS}: {error}") from error
+            return EnhancementClassifier.from_arrays(load_arrays(data))
+        except Exception as error:  # as in `parse_tensors`
+            raise damaged(f"{where} is not a classifier: {error}") from error
 
 
 def default_bundle_path(name: str = "lite") -> Path:
@@ -231,7 +206,7 @@ def load_bundle(folder: Path | str) -> Bundle:
         manifest = Manifest.model_validate(yaml.safe_load(path.read_bytes()))
     except (ValidationError, yaml.YAMLError, ValueError) as error:
         raise ModelIntegrityError(
-            "E_MODEL_MANIFEST", "bundle", f"{folder.name}/{MANIFEST}: {error}", _FETCH
+            "E_MODEL_MANIFEST", "bundle", f"{folder.name}/{MANIFEST}: {error}", FETCH
         ) from error
     for part, name in manifest.parts.items():
         for wanted in _NETWORK_FILES if part != "diagnose" else ():
@@ -257,8 +232,8 @@ def export_part(
         folder: made if absent.
     """
     system = table.build(recipe.system)
-    data = save_tensors({name: _half(value) for name, value in state_dict.items()})
-    _load_exactly(system, _parse_tensors(data, WEIGHTS), WEIGHTS)
+    data = save_tensors({name: to_half(value) for name, value in state_dict.items()})
+    load_exactly(system, parse_tensors(data, WEIGHTS), WEIGHTS)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8", newline="\n")
     (folder / WEIGHTS).write_bytes(data)
@@ -311,59 +286,11 @@ def write_bundle(
     return load_bundle(folder)
 
 
-def _half(value: Tensor) -> Tensor:
-    """Float16 where that holds the values; integers and out-of-range tensors as they are."""
-    value = value.detach().cpu().contiguous()
-    if not value.is_floating_point():
-        return value
-    half = value.to(torch.float16)
-    lost = (half == 0) & (value.abs() > 1e-30)
-    if not torch.isfinite(half).all() or lost.float().mean() > 0.01:
-        return value.to(torch.float32)
-    return half
-
-
-def _check_header(data: bytes, where: str) -> None:
-    header = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or header > min(_HEADER_LIMIT, len(data) - 8):
-        raise _damaged(f"{where} has a header of {header} bytes in a file of {len(data)}")
-
-
-def _parse_tensors(data: bytes, where: str) -> dict[str, Tensor]:
-    _check_header(data, where)
-    try:
-        tensors = load_tensors(data)
-    except Exception as error:  # the reader's own exceptions share no base class with ours
-        raise _damaged(f"{where} is not a safetensors file: {error}") from error
-    found = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
-    for key, value in found.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise _damaged(f"{where} holds values that are not finite in {key!r}")
-    return found
-
-
-def _load_exactly(system: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """`load_state_dict` that says in words what differs."""
-    wanted = {k: tuple(v.shape) for k, v in system.state_dict().items()}
-    given = {k: tuple(v.shape) for k, v in tensors.items()}
-    problems = [f"missing {k!r}" for k in wanted if k not in given]
-    problems += [f"unexpected {k!r}" for k in given if k not in wanted]
-    problems += [
-        f"{k!r} is {given[k]}, expected {wanted[k]}"
-        for k in wanted
-        if k in given and given[k] != wanted[k]
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise _damaged(f"{where} does not fit its recipe: {'; '.join(problems[:3])}{more}")
-    system.load_state_dict(dict(tensors))
-
-
 def _verified(folder: Path, name: str, manifest: Manifest) -> bytes:
     parts = PurePosixPath(name).parts
     if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name:
         raise ModelIntegrityError(
-            "E_MODEL_MANIFEST", "bundle", f"{name!r} points outside the model folder", _FETCH
+            "E_MODEL_MANIFEST", "bundle", f"{name!r} points outside the model folder", FETCH
         )
     if name not in manifest.sha256:
         raise _missing(f"{MANIFEST} lists no {name}")
@@ -376,7 +303,7 @@ def _verified(folder: Path, name: str, manifest: Manifest) -> bytes:
             "E_MODEL_HASH",
             "bundle",
             f"{folder.name}/{name} is not the file its SHA-256 in {MANIFEST} was taken from",
-            _FETCH,
+            FETCH,
         )
     return data
 
@@ -386,8 +313,4 @@ def _digest(path: Path) -> str:
 
 
 def _missing(message: str) -> ModelIntegrityError:
-    return ModelIntegrityError("E_MODEL_MISSING", "bundle", message, _FETCH)
-
-
-def _damaged(message: str) -> ModelIntegrityError:
-    return ModelIntegrityError("E_MODEL_WEIGHTS", "bundle", message, _FETCH)
+    return ModelIntegrityError("E_MODEL_MISSING", "bundle", message, FETCH)

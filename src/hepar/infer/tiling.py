@@ -8,7 +8,7 @@ windows blended by a Gaussian. Nothing here knows a network beyond `InputSpec`, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from hepar.errors import InputRefused, ResourceExhausted
 from hepar.geometry import Box
+from hepar.infer.windows import padded_size, windows
 from hepar.preprocess import slice_input, window
 from hepar.systems.base import InputSpec, System
 
@@ -274,8 +275,8 @@ def _predict_slices(
         # A small corner tells the cost of a pixel without paying for a whole slice.
         side = tuple(min(size, 2 * network.stride) for size in box.shape[1:])
         corner = torch.zeros((1, len(scene.hu), scene.spec.channels, *side))
-        cost = network.cost_bytes(corner, present[None]) / _padded(side, network.stride)
-        cost *= _padded(box.shape[1:], network.stride)
+        cost = network.cost_bytes(corner, present[None]) / padded_size(side, network.stride)
+        cost *= padded_size(box.shape[1:], network.stride)
         batch = max(1, min(len(indices), int(network.tiling.budget_bytes // max(cost, 1.0)), 32))
     _, rows, columns = box.slices
     for start in range(0, len(indices), batch):
@@ -285,10 +286,6 @@ def _predict_slices(
         for z, probabilities in zip(chosen, found, strict=True):
             output[:, z, rows, columns] = probabilities[keep]
         _report(network, start + len(chosen), len(indices))
-
-
-def _padded(shape: Sequence[int], stride: int) -> int:
-    return int(np.prod([size + -size % stride for size in shape]))
 
 
 def _volume_image(scene: _Scene, box: Box) -> NDArray[np.float32]:
@@ -312,7 +309,7 @@ def _predict_volume(
     size = _window_size(scene, network, box, present)
     starts, weights = zip(
         *(
-            _windows(box.shape[axis], size[axis], network.tiling.overlap, network.stride)
+            windows(box.shape[axis], size[axis], network.tiling.overlap, network.stride)
             for axis in range(3)
         ),
         strict=True,
@@ -342,11 +339,11 @@ def _window_size(
     stride, patch = network.stride, scene.spec.patch
     side = tuple(2 * stride for _ in range(3))
     corner = torch.zeros((1, len(scene.hu), len(scene.spec.windows_hu), *side))
-    voxel_bytes = network.cost_bytes(corner, present) / _padded(side, stride)
+    voxel_bytes = network.cost_bytes(corner, present) / padded_size(side, stride)
     budget = network.tiling.budget_bytes
 
     def fits(shape: Sequence[int]) -> bool:
-        return _padded(shape, stride) * voxel_bytes <= budget
+        return padded_size(shape, stride) * voxel_bytes <= budget
 
     if fits(box.shape):
         return box.shape
@@ -362,30 +359,3 @@ def _window_size(
         log.warning("a window of %s takes more than the memory budget", chosen)
     z, y, x = chosen
     return z, y, x
-
-
-def _windows(
-    length: int, size: int, overlap: float, stride: int
-) -> tuple[list[int], list[NDArray[np.float32]]]:
-    """Starts along one axis and, for each, weights that add up to one at every voxel.
-
-    The Gaussian is a product over the axes and so is the sum over all windows: dividing along each
-    axis by itself is exact, and no volume of weights is needed.
-    """
-    if size >= length:
-        return [0], [np.ones(length, dtype=np.float32)]
-    step = max(1, int(size * (1.0 - overlap)) // stride * stride)
-    starts = sorted({*range(0, length - size, step), length - size})
-    distance = (np.arange(size) - (size - 1) / 2) / (size / 8)
-    bell = np.maximum(np.exp(-0.5 * distance**2), 1e-3)
-    total = np.zeros(length)
-    for start in starts:
-        total[start : start + size] += bell
-    return starts, [(bell / total[s : s + size]).astype(np.float32) for s in starts]
-
-
-def slabs(count: int, voxels_each: int, limit: int = 8_000_000) -> Iterator[tuple[int, int]]:
-    """Ranges along an axis that hold at most `limit` voxels each."""
-    rows = max(1, limit // max(1, voxels_each))
-    for start in range(0, count, rows):
-        yield start, min(count, start + rows)

@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from hepar.errors import InputRefused
 from hepar.io.dicom_headers import Header
 from hepar.io.hounsfield import AIR_HU, to_int16
 from hepar.io.refusal import refuse
@@ -70,8 +71,8 @@ def read_hu(headers: Sequence[Header]) -> tuple[NDArray[np.int16], tuple[str, ..
         HU `(z, y, x)`, below -1024 made -1024, and notes on rescale or photometry.
 
     Raises:
-        InputRefused: `E_TRUNCATED`, `E_DECODE`, `E_BAD_RESCALE`, `E_HU_IMPLAUSIBLE` or
-            `E_MEMORY`, naming the file.
+        InputRefused: `E_TRUNCATED`, `E_DECODE`, `E_MALFORMED`, `E_BAD_RESCALE`,
+            `E_HU_IMPLAUSIBLE` or `E_MEMORY`, naming the file.
     """
     first = headers[0]
     size = 2 * len(headers) * first.rows * first.columns
@@ -81,7 +82,13 @@ def read_hu(headers: Sequence[Header]) -> tuple[NDArray[np.int16], tuple[str, ..
     notes: set[str] = set()
 
     def load(index: int) -> None:
-        volume[index], said = _slice_hu(headers[index])
+        try:
+            volume[index], said = _slice_hu(headers[index])
+        except InputRefused:
+            raise
+        except Exception as error:
+            name = headers[index].path.name
+            raise refuse("E_MALFORMED", f"{name}: {type(error).__name__}: {error}.") from error
         notes.update(said)
 
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
@@ -100,6 +107,16 @@ def _open(header: Header) -> Dataset:
         raise refuse("E_MALFORMED", f"{name}: {type(error).__name__}: {error}.") from error
     if "PixelData" not in data:
         raise refuse("E_TRUNCATED", f"{name} ends before its pixels.")
+    item = data.get_item("PixelData")
+    declared, held = getattr(item, "length", None), getattr(item, "value", None)
+    if declared not in (None, 0xFFFFFFFF) and held is not None and len(held) != declared:
+        # pydicom keeps a short value as if it were whole.
+        raise refuse("E_TRUNCATED", f"{name} holds {len(held)} of {declared} pixel bytes.")
+    try:
+        # pydicom parses an element when it is first looked at.
+        data["PixelData"]
+    except Exception as error:
+        raise refuse("E_MALFORMED", f"{name}: {error}.") from error
     if not getattr(data.file_meta, "TransferSyntaxUID", None):
         # Files without a meta header are uncompressed; how they are written shows in their parse.
         implicit = bool(data.original_encoding[0])

@@ -85,7 +85,7 @@ def _spacing(depths_mm: NDArray[np.float64]) -> tuple[float, float, str]:
     """
     count = np.arange(len(depths_mm))
     first = float(depths_mm[0])
-    spacing, start = (float(depths_mm[-1]) - first) / count[-1], first
+    spacing, start = (float(depths_mm[-1]) - first) / (len(depths_mm) - 1), first
     off = float(np.abs(depths_mm - start - spacing * count).max())
     if off <= max(_EVEN_MM, _EVEN_SHARE * spacing):
         return spacing, 0.0, ""

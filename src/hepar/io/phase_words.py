@@ -23,8 +23,8 @@ _PHRASES: tuple[tuple[Phase | None, str], ...] = (
         Phase.NC,
         "non contrast|non enhanced|non enhancing|non injecte|non con|no contrast|no iv|"
         "pre contrast|pre con|pre iv|pre km|pre injection|without contrast|without iv|without|"
-        "w o contrast|w o|wo contrast|wo|ohne kontrastmittel|ohne kontrast|ohne km|ohne|sans injection|"
-        "sans contraste|sans iv|sans|sin contraste|senza mdc|true non contrast",
+        "w o contrast|w o|wo contrast|wo|ohne kontrastmittel|ohne kontrast|ohne km|ohne|"
+        "sans injection|sans contraste|sans iv|sans|sin contraste|senza mdc|true non contrast",
     ),
     (
         Phase.ART,

@@ -38,10 +38,10 @@ def resize_to(x: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tenso
 
 
 def init_he(module: nn.Module) -> None:
-    """He initialisation of every convolution that a BatchNorm follows (those without bias).
+    """He initialization of every convolution that a BatchNorm follows (those without bias).
 
     He et al., ICCV 2015, fan out, as the torchvision ResNets. Convolutions with a bias keep
-    PyTorch's default, whose scale suits layers that nothing normalises.
+    PyTorch's default, whose scale suits layers that nothing normalizes.
     """
     for part in module.modules():
         if isinstance(part, nn.Conv2d) and part.bias is None:

@@ -11,6 +11,7 @@ convolutions, widths given by the caller, nearest upsampling instead of transpos
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -67,8 +68,9 @@ class UNet3d(nn.Module):
         self.encoder = nn.ModuleList(
             ConvPair(before, width) for before, width in zip(ins, widths, strict=True)
         )
-        pairs = zip(widths[:-1], widths[1:], strict=True)
-        self.decoder = nn.ModuleList(ConvPair(fine + coarse, fine) for fine, coarse in pairs)
+        self.decoder = nn.ModuleList(
+            ConvPair(fine + coarse, fine) for fine, coarse in pairwise(widths)
+        )
         self.head = nn.Conv3d(widths[0], out_channels, 1)
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b k z y x"]:

@@ -8,9 +8,9 @@ number of voxels shows the same one. What depends on contrast or scanner is draw
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
+from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
 from hepar.errors import UsageError
@@ -49,10 +49,10 @@ class Anatomy:
         cirrhosis: 0 none .. 1 severe; nodular texture and surface.
     """
 
-    tissue: np.ndarray
-    liver: np.ndarray
-    instances: np.ndarray
-    parts: np.ndarray
+    tissue: UInt8[np.ndarray, "z y x"]
+    liver: Bool[np.ndarray, "z y x"]
+    instances: UInt8[np.ndarray, "z y x"]
+    parts: UInt8[np.ndarray, "z y x"]
     lesions: tuple[LesionSpec, ...]
     spacing_mm: Triple
     texture_seed: int
@@ -79,7 +79,7 @@ class _Patient:
 def anatomy(
     seed: int,
     *,
-    field: Literal["abdomen", "liver"] = "abdomen",
+    field: str = "abdomen",
     shape: tuple[int, int, int] | None = None,
     spacing_mm: Triple | None = None,
 ) -> Anatomy:
@@ -133,7 +133,7 @@ def anatomy(
     )
 
 
-def label_map(anatomy: Anatomy) -> np.ndarray:
+def label_map(anatomy: Anatomy) -> UInt8[np.ndarray, "z y x"]:
     """uint8 (z, y, x): 0 background, 1 liver, 2 tumor."""
     return np.where(anatomy.instances > 0, 2, anatomy.liver).astype(np.uint8)
 

@@ -130,7 +130,7 @@ def _place_heart(
     midline: float,
     rng: np.random.Generator,
 ) -> None:
-    """An ellipsoidal heart in its fat on the diaphragm, left of the midline and in front, in place."""
+    """An ellipsoidal heart in its fat on the diaphragm, in front and to the left, in place."""
     dz, dy, dx = spacing_mm
     rows = np.flatnonzero(cavity.any(1))
     radii = rng.uniform((38, 36, 45), (58, 55, 65))

@@ -144,7 +144,7 @@ def body_mask(hu: Int[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
 
 
 def template_from_masks(
-    organs: Mapping[str, Bool[np.ndarray, "z y x"]],
+    organs: Mapping[str, Bool[np.ndarray, "_ _ _"]],
     hu: Int[np.ndarray, "z y x"],
     spacing_mm: tuple[float, float, float],
 ) -> Template:

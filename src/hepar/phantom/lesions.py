@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
+from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
 LESION_TYPES = (
@@ -82,7 +83,7 @@ TUMOR_FREE_SHARE = 0.2
 
 
 def draw_lesions(
-    liver: np.ndarray,
+    liver: Bool[np.ndarray, "z y x"],
     spacing_mm: tuple[float, float, float],
     origin_mm: tuple[float, float, float],
     rng: np.random.Generator,
@@ -200,10 +201,10 @@ def _draw_traits(kind: str, diameter_mm: float, rng: np.random.Generator) -> tup
 
 def rasterize(
     specs: tuple[LesionSpec, ...],
-    liver: np.ndarray,
+    liver: Bool[np.ndarray, "z y x"],
     spacing_mm: tuple[float, float, float],
     origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
-) -> tuple[np.ndarray, np.ndarray, tuple[LesionSpec, ...]]:
+) -> tuple[UInt8[np.ndarray, "z y x"], UInt8[np.ndarray, "z y x"], tuple[LesionSpec, ...]]:
     """Draw lesions on a grid, clipped to the liver; earlier lesions keep their voxels.
 
     Returns:

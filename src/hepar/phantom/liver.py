@@ -71,7 +71,7 @@ class LiverShape:
             edge_arch_mm=rng.uniform(4, 24),
             edge_turn=rng.uniform(-0.25, 0.3),
             caudate=rng.uniform(0.8, 1.15) + 0.35 * cirrhosis,
-            fissure_mm=rng.uniform(0.8, 2.6) + 2.0 * cirrhosis,
+            fissure_mm=rng.uniform(1.3, 2.8) + 2.0 * cirrhosis,
             gallbladder_mm=0.0 if rng.random() < 0.1 else rng.uniform(9, 17),
             cirrhosis=cirrhosis,
         )
@@ -139,8 +139,9 @@ def _fissures(view: View, f: np.ndarray, shape: LiverShape) -> np.ndarray:
     round_ligament = np.maximum(np.abs(bent) - w - 0.05 * np.clip(-view.z, 0, 60), view.z - 26)
     round_ligament = np.maximum(round_ligament, view.y + 8)
     f = smooth_cut(f, round_ligament, 3)
-    plane = (view.y + 16) + 0.25 * (view.x - 10)
-    venous = np.maximum(np.abs(plane) - w * 0.9, np.abs(view.x - 4) - 26)
+    along = view.x - 6
+    plane = (view.y + 14) + 0.25 * along + 0.012 * along**2 + 0.12 * (view.z - 20)
+    venous = np.abs(plane) - w * 0.6 * (1.2 - np.abs(along) / 22)
     venous = np.maximum(venous, np.maximum(view.z - 55, -6 - view.z))
     f = smooth_cut(f, venous, 3)
     hilum = ellipsoid(view, (HILUM_MM[0] - 6, HILUM_MM[1] - 3, HILUM_MM[2]), (13, 8, 22))
@@ -183,8 +184,10 @@ def grow_tree(
         side = spread @ axes[:, -1] > 0
         if side.all() or not side.any():
             continue
-        for part in (cloud[side], cloud[~side]):
-            stack.append((part, tip, radius * (len(part) / len(cloud)) ** (1 / 3)))
+        stack.extend(
+            (part, tip, radius * (len(part) / len(cloud)) ** (1 / 3))
+            for part in (cloud[side], cloud[~side])
+        )
     return segments
 
 

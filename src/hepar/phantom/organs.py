@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from hepar.phantom.liver import HILUM_MM, grow_tree, paint_tree
@@ -37,7 +39,7 @@ def paint_organs(canvas: Canvas, seed: int, *, ascites: float) -> None:
 
 def _tube(
     canvas: Canvas,
-    points: list[Triple],
+    points: Sequence[Triple],
     radii: np.ndarray,
     tissue: Tissue,
     over: tuple[Tissue, ...] = FAT,
@@ -105,7 +107,7 @@ def _kidney(canvas: Canvas, rng: np.random.Generator, side: int) -> None:
     frame = canvas.frame
     center = (-70 + rng.uniform(-10, 10) + 12 * (side > 0), 52.0, 60.0 * side)
     size = rng.uniform(0.92, 1.1)
-    view = frame.view(tuple(c - 66 for c in center), tuple(c + 66 for c in center))
+    view = frame.around(center, 66)
     if view is None:
         return
     axes = rotation(10 * side, 28 * side)
@@ -164,7 +166,7 @@ def _stomach(canvas: Canvas, rng: np.random.Generator) -> None:
     view = frame.view((-95, -110, -60), (95, 75, 150))
     if view is None:
         return
-    s = rng.uniform(0.75, 1.25)
+    s = rng.uniform(0.85, 1.28)
     drop = rng.uniform(-8, 12)
     chain = [
         ((48.0, 20.0, 70.0), (38 * s, 34 * s, 36 * s)),
@@ -197,7 +199,7 @@ def _spleen(canvas: Canvas, rng: np.random.Generator) -> None:
     frame = canvas.frame
     s = float(np.clip(rng.normal(1.0, 0.13), 0.78, 1.45))
     center = (20 - 12 * (s - 1), 44.0, 99.0)
-    view = frame.view(tuple(c - 80 for c in center), tuple(c + 80 for c in center))
+    view = frame.around(center, 80)
     if view is None:
         return
     f = ellipsoid(view, center, (54 * s, 56 * s, 36 * s), rotation(-14, 24), boxy=True)
@@ -211,7 +213,7 @@ def _spleen(canvas: Canvas, rng: np.random.Generator) -> None:
 def _gut(
     canvas: Canvas,
     rng: np.random.Generator,
-    points: list[Triple],
+    points: Sequence[Triple],
     radii: np.ndarray,
     *,
     gas: float,

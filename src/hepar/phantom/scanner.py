@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Int16, UInt8
 from scipy import ndimage
 
 from hepar.errors import UsageError
@@ -64,11 +65,11 @@ class Painted:
         liver: bool (z, y, x).
     """
 
-    hu: dict[str, np.ndarray]
+    hu: dict[str, Int16[np.ndarray, "z y x"]]
     times_s: dict[str, float]
-    label: np.ndarray
-    instances: np.ndarray
-    liver: np.ndarray
+    label: UInt8[np.ndarray, "z y x"]
+    instances: UInt8[np.ndarray, "z y x"]
+    liver: Bool[np.ndarray, "z y x"]
 
 
 @dataclass(frozen=True)

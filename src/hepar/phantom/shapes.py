@@ -7,6 +7,7 @@ same patient. Distances are approximate, negative inside. All triples are (z, y,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,6 +144,12 @@ class Frame:
         box = (slices[0], slices[1], slices[2])
         return View(box, self.z[box], self.y[box], self.x[box])
 
+    def around(self, center: Triple, reach_mm: float) -> View | None:
+        """The view of a cube of half width `reach_mm` about a canonical point."""
+        z, y, x = center
+        r = reach_mm
+        return self.view((z - r, y - r, x - r), (z + r, y + r, x + r))
+
     def sample(self, view: View, noise: Noise) -> np.ndarray:
         """Smooth noise within about +-1 over a view, float32: the same on every grid."""
         axes = tuple(a[s] for a, s in zip(self.axes_mm, view.slices, strict=True))
@@ -197,7 +204,7 @@ def smooth_cut(a: np.ndarray, b: np.ndarray, blend_mm: float) -> np.ndarray:
     return -smooth_union(-a, b, blend_mm)
 
 
-def curve(points: list[Triple], samples: int = 24) -> np.ndarray:
+def curve(points: Sequence[Triple], samples: int = 24) -> np.ndarray:
     """A smooth (samples, 3) polyline through the points."""
     knots = np.asarray(points, dtype=float)
     steps = np.r_[0, np.cumsum(np.linalg.norm(np.diff(knots, axis=0), axis=1) + 1e-3)]

@@ -230,9 +230,9 @@ def _heart(canvas: Canvas, view: View, center: Triple, s: float) -> None:
     left = ellipsoid(
         view, (center[0], center[1], center[2] + 24 * s), (24 * s, 22 * s, 32 * s), axes
     )
-    over = (Tissue.MYOCARDIUM,)
-    canvas.put(view, (right < 0) & (heart < -3), Tissue.HEART, over)
-    canvas.put(view, left < 0, Tissue.HEART, over)
+    muscle = (Tissue.MYOCARDIUM,)
+    canvas.put(view, (right < 0) & (heart < -3), Tissue.HEART, muscle)
+    canvas.put(view, left < 0, Tissue.HEART, muscle)
 
 
 def _lung_vessels(canvas: Canvas, rng: np.random.Generator, side: int) -> None:

@@ -227,15 +227,16 @@ def _gray(hu: Integer[np.ndarray, "h w"], size: tuple[int, int]) -> UInt8[np.nda
 
 
 def enlarge(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Bool[np.ndarray, "a b"]:
-    """A mask at another size, its border rounded by half a pixel; thin parts stay."""
-    if not mask.any():
-        return np.zeros(size, dtype=bool)
-    padded = np.pad(mask, 1, mode="edge")
-    thin = ndimage.binary_dilation(padded & ~ndimage.binary_opening(padded), iterations=2)
-    distance = ndimage.distance_transform_edt(padded) - ndimage.distance_transform_edt(~padded)
-    if mask.all():
-        return np.ones(size, dtype=bool)
-    smooth = np.where(thin, distance, ndimage.gaussian_filter(distance, 0.8))[1:-1, 1:-1]
+    """A mask at another size, with the stairs of its border rounded; small parts never vanish."""
+    if not mask.any() or mask.all():
+        return np.full(size, bool(mask.any()))
+    distance = ndimage.distance_transform_edt(mask) - ndimage.distance_transform_edt(~mask)
+    smooth = ndimage.gaussian_filter(distance, 0.8, mode="nearest")
+    parts, count = ndimage.label(mask)
+    kept = np.unique(parts[mask & (smooth > 0.25)])
+    for lost in set(range(1, count + 1)) - set(kept.tolist()):
+        near = ndimage.binary_dilation(parts == lost, iterations=2)
+        smooth = np.where(near, np.maximum(smooth, distance), smooth)
     image = Image.fromarray(smooth.astype(np.float32))
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC)) > 0
 
@@ -282,11 +283,9 @@ def _annotate(image: Image.Image, plane: Plane, title: str, scale: float, size: 
     _write(image, (edge, height - edge), plane.place, size * 4 // 5, "muted", "ls")
     bar_mm = 50.0 if 50.0 * scale < width / 3 else 20.0
     right, bottom = width - edge, height - edge
-    draw_on = ImageDraw.Draw(image)
-    draw_on.line(
-        [(right - bar_mm * scale, bottom), (right, bottom)],
-        fill=CODE["text"],
-        width=max(2, size // 8),
-    )
+    ends = [(right - bar_mm * scale, bottom), (right, bottom)]
+    thick = max(2, size // 8)
+    ImageDraw.Draw(image).line(ends, fill=CODE["black"], width=thick + 4)
+    ImageDraw.Draw(image).line(ends, fill=CODE["white"], width=thick)
     middle = right - bar_mm * scale / 2
     _write(image, (middle, bottom - size // 3), f"{bar_mm:.0f} mm", size * 4 // 5, "text", "ms")

@@ -91,7 +91,9 @@ def render_page(
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(shown=_shown, percent=_percent, chance=_chance, type_name=_type_name, in_text=_type_in_text)
+    environment.filters.update(
+        shown=_shown, percent=_percent, chance=_chance, type_name=_type_name, in_text=_type_in_text
+    )
     source = resources.files("hepar.render").joinpath("report.html.j2").read_text("utf-8")
     template = environment.from_string(source)
     inside = _that_fit(figures, pngs)
@@ -176,12 +178,12 @@ def _chance(value: float, key: str) -> Markup:
 
 
 def _chance_text(value: float) -> str:
-    return "> 99.9 %" if value >= 1.0 else _percent_text(value)
+    return ">\N{NO-BREAK SPACE}99.9\N{NO-BREAK SPACE}%" if value >= 1.0 else _percent_text(value)
 
 
 def _percent_text(value: float) -> str:
     # Twelve digits undo the binary fraction, so that 0.823 reads 82.3 and not 82.30000000000001.
-    return f"{round(100 * value, 12):g} %"
+    return f"{round(100 * value, 12):g}\N{NO-BREAK SPACE}%"
 
 
 def _data(value: Any, key: str, text: str) -> Markup:

@@ -62,15 +62,7 @@ class Pair:
 
     def warped(self, displacement: Displacement | None) -> Float32Array:
         """The moving scan on the working grid."""
-        image = resample(
-            self.moving.array,
-            self.moving.grid,
-            self.grid,
-            fill=_WINDOW_HU[0],
-            antialias=False,
-            displacement=displacement,
-        )
-        return np.asarray(image, dtype=np.float32)
+        return _on_grid(self.moving, self.grid, displacement)
 
 
 @dataclass(frozen=True)
@@ -119,9 +111,13 @@ def working_pair(fixed: Volume, moving: Volume, body: Body) -> Pair | None:
     """
     shared = np.zeros(body.mask.shape, dtype=bool)
     shared[body.mask] = _inside(moving.grid, body.world_mm)
-    box = Box.around(shared, (2, 2, 2))
+    box = Box.around(shared)
     if box is None or shared.sum() < 0.05 * body.mask.sum():
         return None
+    # A margin of air around the skin, but not beyond the end of the scan.
+    around = ndimage.binary_dilation(shared, np.ones((3, 3, 3), dtype=bool), iterations=2)
+    around[around] = _inside(moving.grid, body.grid.index_to_world(np.argwhere(around) * 1.0))
+    box = Box.around(around) or box
     extent = np.asarray(body.grid.crop(box).extent_mm)
     spacing_mm = max(_WORKING_MM, float(np.cbrt(np.prod(extent) / _WORKING_VOXELS)))
     # convexAdam averages over blocks of 4: whole blocks keep its displacements undistorted.
@@ -130,7 +126,7 @@ def working_pair(fixed: Volume, moving: Volume, body: Body) -> Pair | None:
         return None
     z, y, x = (float(v) for v in extent / shape)
     grid = body.grid.crop(box).with_spacing((z, y, x))
-    image = resample(fixed.array, fixed.grid, grid, fill=AIR_HU)
+    image = _on_grid(fixed, grid, None, antialias=True)
     mask = resample(shared.astype(np.uint8), body.grid, grid, order=0).astype(bool)
     small = moving.grid.with_spacing(
         (
@@ -140,7 +136,33 @@ def working_pair(fixed: Volume, moving: Volume, body: Body) -> Pair | None:
         )
     )
     moved = resample(moving.array, moving.grid, small, fill=AIR_HU)
-    return Pair(grid, _windowed(image), mask, Volume(_windowed(moved), small))
+    return Pair(grid, image, mask, Volume(_windowed(moved), small))
+
+
+def _on_grid(
+    volume: Volume, grid: Grid, displacement: Displacement | None, *, antialias: bool = False
+) -> Float32Array:
+    """Windowed HU on a grid; outside the scan its nearest voxel repeats.
+
+    Air there would look like an edge of the patient, towards which methods pull the image.
+    """
+    image = resample(
+        volume.array,
+        volume.grid,
+        grid,
+        fill=np.nan,
+        antialias=antialias,
+        displacement=displacement,
+    )
+    outside = np.isnan(image)
+    if outside.all():
+        return np.full(grid.shape, _WINDOW_HU[0], dtype=np.float32)
+    if outside.any():
+        nearest = ndimage.distance_transform_edt(
+            outside, grid.spacing_mm, return_distances=False, return_indices=True
+        )
+        image = image[tuple(nearest)]
+    return _windowed(image)
 
 
 def _windowed(image: NDArray[Any]) -> Float32Array:

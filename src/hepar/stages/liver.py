@@ -14,7 +14,8 @@ from hepar.geometry import Box, Grid, resample
 from hepar.infer.bundle import Model
 from hepar.infer.calibrate import LiverCalibration
 from hepar.infer.components import fill_holes, largest
-from hepar.infer.tiling import Tiling, predict, slabs
+from hepar.infer.tiling import Tiling, predict
+from hepar.infer.windows import slabs
 from hepar.preprocess import AIR_HU, liver_box, working_grid
 from hepar.study import AlignedStudy, LiverCase, Volume
 from hepar.systems.base import System

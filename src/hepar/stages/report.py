@@ -90,7 +90,7 @@ def write_report(
         lesions: masks and probability.
         out_dir: an existing folder; a staged one, so that the files appear together.
         probabilities: also write `tumor_probability.nii.gz`.
-        run: content of `run.json`, e.g. `Provenance.as_dict()`; the findings' provenance without it.
+        run: content of `run.json`, e.g. `Provenance.as_dict()`; else the findings' provenance.
     """
     written = _write_masks(case, lesions, out_dir, probabilities)
     study = case.aligned.phased.study
@@ -231,13 +231,14 @@ def _rounded(lesion: Lesion, aligned: AlignedStudy) -> Lesion:
     def optional(value: float | None) -> float | None:
         return None if value is None else round(value, 1)
 
+    x, y, z = lesion.centroid_mm
     box = box_on_source(Box(*lesion.box_zyx), aligned.grid, aligned.source_grid)
     return Lesion(
         id=lesion.id,
         volume_ml=round(lesion.volume_ml, 2),
         long_axis_mm=round(lesion.long_axis_mm, 1),
         short_axis_mm=round(lesion.short_axis_mm, 1),
-        centroid_mm=tuple(round(v, 1) for v in lesion.centroid_mm),
+        centroid_mm=(round(x, 1), round(y, 1), round(z, 1)),
         box_zyx=(box.start, box.stop),
         hu=hu(lesion.hu),
         hu_std=hu(lesion.hu_std),

@@ -31,7 +31,7 @@ class PresentPairs:
     """
 
     def __init__(self, present: Bool[Tensor, "b p"]) -> None:
-        # Read once as Python values: one synchronisation a forward pass, constants when traced.
+        # Read once as Python values: one synchronization a forward pass, constants when traced.
         table: list[list[bool]] = present.tolist()
         empty = [sample for sample, row in enumerate(table) if not any(row)]
         if empty:

@@ -178,6 +178,8 @@ class _Run:
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(schedule, state.step)
         state.optimizer.zero_grad(set_to_none=True)
+        # A forward pass over a bad value spoils BatchNorm's statistics before the loss shows it.
+        buffers = [b.clone() for b in state.model.buffers()]
         with self.autocast:
             outputs = state.model(batch.image, batch.present)
             targets = state.model.targets(batch)
@@ -185,6 +187,8 @@ class _Run:
         value = float(loss.detach())
         state.step += 1
         if not math.isfinite(value) or not self.descend(loss):
+            for buffer, before in zip(state.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
             state.skipped += 1
             state.streak += 1
             if state.streak >= MAX_BAD_STEPS:

@@ -84,7 +84,9 @@ class EnhancementClassifier:
                 f"an enhancement classifier needs {sorted(wanted)}, got {sorted(arrays)}"
             )
         names = json.loads(arrays["names"].astype(np.uint8).tobytes())
-        labels, phases = tuple(names["labels"]), tuple(names["phases"])
+        if not isinstance(names, dict) or set(names) != {"labels", "phases"}:
+            raise ValueError("names must hold labels and phases")
+        labels, phases = tuple(map(str, names["labels"])), tuple(map(str, names["phases"]))
         c, p = len(labels), len(phases)
         shapes = {
             "mean": (c, p, 2),
@@ -94,8 +96,12 @@ class EnhancementClassifier:
         }
         numbers = {key: np.asarray(arrays[key], dtype=np.float64) for key in shapes}
         for key, shape in shapes.items():
-            if numbers[key].shape != shape:
-                raise ValueError(f"{key} has the shape {numbers[key].shape}, not {shape}")
+            if numbers[key].shape != shape or not np.isfinite(numbers[key]).all():
+                raise ValueError(f"{key} must be finite numbers of the shape {shape}")
+        if np.linalg.eigvalsh(numbers["covariance"]).min(initial=1.0) <= 0:
+            raise ValueError("a covariance is not positive definite")
+        if (numbers["prior"] <= 0).any() or numbers["scalars"][0] <= 0:
+            raise ValueError("prior and temperature must be positive")
         temperature, threshold, quantile = (float(v) for v in numbers.pop("scalars"))
         return EnhancementClassifier(
             labels,
@@ -153,7 +159,7 @@ def fit_enhancement_classifier(
     Raises:
         ValueError: shapes disagree, a phase was never seen, or the prior names other classes.
     """
-    rows = np.asarray(features, dtype=np.float64).reshape(len(features), -1)
+    rows = np.asarray(features, dtype=np.float64).reshape(len(features), 2 * features.shape[1])
     if len(labels) != len(rows) or features.shape[1] != len(phases):
         raise ValueError(f"{len(labels)} labels, {len(phases)} phases, features {features.shape}")
     if np.isnan(rows).all(axis=0).any():
@@ -184,7 +190,7 @@ def _moments(
     rows: Float[np.ndarray, "n d"],
     start: tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]],
     floor_hu: float,
-    steps: int = 50,
+    steps: int = 200,
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
     """Maximum-likelihood mean and covariance of rows with gaps (EM); one pass without gaps."""
     seen = ~np.isnan(rows)
@@ -202,10 +208,13 @@ def _moments(
             filled[np.ix_(which, b)] = mean[b] + (rows[np.ix_(which, a)] - mean[a]) @ gain
             left = scatter[np.ix_(b, b)] - scatter[np.ix_(b, a)] @ gain
             extra[np.ix_(b, b)] += len(which) * left
-        before, mean = mean, filled.mean(axis=0)
+        before = mean, scatter
+        mean = filled.mean(axis=0)
         centered = filled - mean
         scatter = (centered.T @ centered + extra) / len(rows)
-        if np.abs(mean - before).max() < 1e-3:
+        # Both, because the first step fills gaps with the mean and so leaves the mean alone.
+        moved = np.abs(mean - before[0]).max(), np.abs(scatter - before[1]).max()
+        if max(moved) < 1e-3:
             break
     return mean, scatter
 
@@ -222,7 +231,7 @@ def log_likelihood(
     Returns:
         Log-densities, squared Mahalanobis distances, and the number of features each row has.
     """
-    rows = np.asarray(features, dtype=np.float64).reshape(len(features), -1)
+    rows = np.asarray(features, dtype=np.float64).reshape(len(features), 2 * features.shape[1])
     means = classifier.mean.reshape(len(classifier.labels), -1)
     seen = ~np.isnan(rows)
     density = np.zeros((len(rows), len(means)))
@@ -251,10 +260,11 @@ def posterior(classifier: EnhancementClassifier, features: Features) -> Float[np
 
 def every_phase_subset(
     features: Features, labels: Sequence[str], *, at_least: int = 1
-) -> tuple[Features, list[str]]:
+) -> tuple[Float[np.ndarray, "m p 2"], list[str]]:
     """Each lesion once for every subset of its phases that has `at_least` of them."""
     present = _present(features)
-    rows, names = [], []
+    rows: list[NDArray[np.float64]] = []
+    names: list[str] = []
     for keep in product((True, False), repeat=features.shape[1]):
         if sum(keep) < at_least:
             continue

@@ -1,4 +1,4 @@
-"""Uncertain region inpainting module (URIM): confident pixels repaint uncertain neighbours.
+"""Uncertain region inpainting module (URIM): confident pixels repaint uncertain neighbors.
 
 Zhang Y. et al., MICCAI 2021, section 2.2, Fig. 2 (b), Eq. 3 and 4.
 
@@ -14,7 +14,7 @@ takes its map: a negligible third class would otherwise make every pixel confide
 
 Where the paper is silent: the input is [softmax scores, decision features]; BatchNorm and ReLU
 follow each LC-Conv; a window with no confidence at all gives b; the bias is added after the
-normalisation, as Eq. 4 reads; gradients flow through M (`detach_conf`).
+normalization, as Eq. 4 reads; gradients flow through M (`detach_conf`).
 """
 
 from __future__ import annotations

@@ -18,12 +18,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hepar.losses import cross_entropy
 from hepar.networks.unet3d import UNet3d
 from hepar.systems.base import Batch, InputSpec
-from hepar.systems.baselines.context_unet3d.settings import (
-    CONTEXT_CLASSES,
-    ContextUnet3dSettings,
-)
+from hepar.systems.baselines.context_unet3d.settings import CONTEXT_CLASSES, ContextUnet3dSettings
 
 
 def weighted_dice(
@@ -95,8 +93,7 @@ class ContextUnet3d(nn.Module):
     ) -> Float[Tensor, ""]:
         """Cross entropy plus weighted soft Dice, in float32."""
         logits = outputs.float()
-        entropy = functional.cross_entropy(logits, targets, ignore_index=-1)
-        return entropy + weighted_dice(logits, targets, self.class_weights)
+        return cross_entropy(logits, targets) + weighted_dice(logits, targets, self.class_weights)
 
     def decode(self, outputs: Float[Tensor, "b k z y x"]) -> Float[Tensor, "b k z y x"]:
         """Class probabilities, float32."""

@@ -1,0 +1,352 @@
+"""The procedural phantom: determinism, anatomy, lesions, enhancement and painting."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hepar.errors import UsageError
+from hepar.phantom.anatomy import Anatomy, anatomy, label_map
+from hepar.phantom.enhancement import Contrast, draw_time_s, tissue_hu
+from hepar.phantom.lesions import LESION_TYPES, LesionSpec, Part, draw_lesions, rasterize
+from hepar.phantom.scanner import NOISE_SD_HU, PHASES, Session, paint
+from hepar.phantom.tissue import Tissue
+
+COARSE_MM = (6.0, 6.0, 6.0)
+SEEDS = tuple(range(12))
+
+
+@pytest.fixture(scope="module")
+def patients() -> dict[int, Anatomy]:
+    return {seed: anatomy(seed, spacing_mm=COARSE_MM) for seed in SEEDS}
+
+
+@pytest.fixture(scope="module")
+def patient_with_lesions(patients: dict[int, Anatomy]) -> Anatomy:
+    return next(p for p in patients.values() if len(p.lesions) > 1)
+
+
+def voxel_ml(patient: Anatomy) -> float:
+    return float(np.prod(patient.spacing_mm)) / 1000
+
+
+def centroid_mm(patient: Anatomy, mask: np.ndarray) -> np.ndarray:
+    return np.argwhere(mask).mean(axis=0) * np.asarray(patient.spacing_mm) + np.asarray(
+        patient.origin_mm
+    )
+
+
+def ball(radius_mm: float, center_mm: tuple[float, float, float]) -> LesionSpec:
+    radii = (radius_mm, radius_mm, radius_mm)
+    return LesionSpec(1, "cyst", center_mm, radii, 7, 0.0, 2.0)
+
+
+# Property: what a seed fixes.
+
+
+def test_property_same_seed_same_bytes_and_another_seed_differs(
+    patients: dict[int, Anatomy],
+) -> None:
+    again = anatomy(3, spacing_mm=COARSE_MM)
+    first = patients[3]
+    for name in ("tissue", "liver", "instances", "parts"):
+        assert getattr(again, name).tobytes() == getattr(first, name).tobytes()
+    assert again.lesions == first.lesions
+    shape = (30, 40, 50)
+    one, other = (anatomy(s, shape=shape, spacing_mm=COARSE_MM) for s in (3, 4))
+    assert one.tissue.shape == shape
+    assert (one.tissue != other.tissue).mean() > 0.02
+
+
+def test_property_painting_is_a_function_of_anatomy_and_seed(
+    patient_with_lesions: Anatomy,
+) -> None:
+    first, again = paint(patient_with_lesions, 5), paint(patient_with_lesions, 5)
+    other = paint(patient_with_lesions, 6)
+    assert first.times_s == again.times_s
+    for phase in PHASES:
+        assert first.hu[phase].dtype == np.int16
+        assert first.hu[phase].tobytes() == again.hu[phase].tobytes()
+        assert (first.hu[phase] != other.hu[phase]).mean() > 0.5
+
+
+@pytest.mark.parametrize("misalignment_mm", [0.0, 3.0])
+@pytest.mark.parametrize("phases", [("PV",), ("DL", "NC"), ("PV", "ART", "NC", "DL")])
+def test_property_subset_and_order_of_phases_change_no_voxel(
+    patient_with_lesions: Anatomy, phases: tuple[str, ...], misalignment_mm: float
+) -> None:
+    whole = paint(patient_with_lesions, 9, misalignment_mm=misalignment_mm)
+    part = paint(patient_with_lesions, 9, phases=phases, misalignment_mm=misalignment_mm)
+    assert tuple(part.hu) == phases
+    for phase in phases:
+        assert part.hu[phase].tobytes() == whole.hu[phase].tobytes()
+        assert part.times_s[phase] == whole.times_s[phase]
+
+
+def test_property_painting_leaves_the_anatomy_alone(patient_with_lesions: Anatomy) -> None:
+    before = patient_with_lesions.tissue.tobytes(), patient_with_lesions.instances.tobytes()
+    paint(patient_with_lesions, 1, misalignment_mm=2.0)
+    assert before == (
+        patient_with_lesions.tissue.tobytes(),
+        patient_with_lesions.instances.tobytes(),
+    )
+
+
+@pytest.mark.parametrize("seed", [1, 5])
+def test_property_a_finer_grid_shows_the_same_patient(seed: int) -> None:
+    coarse = anatomy(seed, spacing_mm=(5.0, 5.0, 5.0))
+    fine = anatomy(seed, field="liver", spacing_mm=(2.5, 2.5, 2.5))
+    ml = [float(a.liver.sum()) * voxel_ml(a) for a in (coarse, fine)]
+    assert ml[0] == pytest.approx(ml[1], rel=0.05)
+    shift = centroid_mm(coarse, coarse.liver) - centroid_mm(fine, fine.liver)
+    assert np.abs(shift).max() < 1.5
+    gall = [centroid_mm(a, a.tissue == Tissue.GALLBLADDER) for a in (coarse, fine)]
+    assert np.abs(gall[0] - gall[1]).max() < 4
+
+
+def test_property_liver_field_holds_the_whole_liver() -> None:
+    patient = anatomy(2, field="liver", spacing_mm=(4.0, 4.0, 4.0))
+    border = np.ones(patient.liver.shape, bool)
+    border[1:-1, 1:-1, 1:-1] = False
+    assert patient.liver.any()
+    assert not (patient.liver & border).any()
+
+
+# Closed form: a patient is a patient.
+
+
+def test_closed_form_liver_and_organ_volumes_are_plausible(
+    patients: dict[int, Anatomy],
+) -> None:
+    liver = [p.liver.sum() * voxel_ml(p) for p in patients.values()]
+    assert min(liver) > 700
+    assert max(liver) < 2600
+    assert max(liver) > 1.4 * min(liver)
+    ranges = {
+        Tissue.SPLEEN: (50, 400),
+        Tissue.PANCREAS: (20, 120),
+        Tissue.AORTA: (20, 200),
+        Tissue.STOMACH: (20, 600),
+    }
+    for tissue, (low, high) in ranges.items():
+        middle = np.median([(p.tissue == tissue).sum() * voxel_ml(p) for p in patients.values()])
+        assert low < middle < high, tissue
+
+
+def test_closed_form_orientation(patients: dict[int, Anatomy]) -> None:
+    for patient in patients.values():
+        liver = centroid_mm(patient, patient.liver)
+        body = centroid_mm(patient, patient.tissue == Tissue.MUSCLE)
+        spleen = centroid_mm(patient, patient.tissue == Tissue.SPLEEN)
+        heart = centroid_mm(patient, patient.tissue == Tissue.MYOCARDIUM)
+        middle = (
+            np.abs(
+                np.arange(patient.tissue.shape[2]) * patient.spacing_mm[2] + patient.origin_mm[2]
+            )
+            < 20
+        )
+        spine = np.zeros(patient.tissue.shape, bool)
+        spine[:, :, middle] = patient.tissue[:, :, middle] == Tissue.CORTICAL_BONE
+        assert liver[2] < body[2] - 15 < spleen[2]
+        assert heart[0] > liver[0] + 30
+        assert centroid_mm(patient, spine)[1] > liver[1] + 15
+        lung = centroid_mm(patient, patient.tissue == Tissue.LUNG)
+        assert lung[0] > liver[0]
+
+
+def test_closed_form_every_liver_is_one_piece_with_vessels(patients: dict[int, Anatomy]) -> None:
+    for patient in patients.values():
+        inside = patient.tissue[patient.liver]
+        for vessel in (Tissue.PORTAL_VEIN, Tissue.HEPATIC_VEIN):
+            assert 0.001 < (inside == vessel).mean() < 0.08
+        assert not np.isin(inside, [Tissue.CAVA, Tissue.GALLBLADDER, Tissue.FAT]).any()
+
+
+# Lesions.
+
+
+def test_property_lesions_lie_in_the_liver_and_match_their_specs(
+    patients: dict[int, Anatomy],
+) -> None:
+    seen = set()
+    for patient in patients.values():
+        ids = [spec.id for spec in patient.lesions]
+        assert ids == list(range(1, len(ids) + 1))
+        assert set(np.unique(patient.instances)) - {0} == set(ids)
+        assert not ((patient.instances > 0) & ~patient.liver).any()
+        assert ((patient.parts > 0) == (patient.instances > 0)).all()
+        assert (patient.tissue[patient.instances > 0] == Tissue.LIVER).all()
+        labels = label_map(patient)
+        assert ((labels == 2) == (patient.instances > 0)).all()
+        assert ((labels > 0) == patient.liver).all()
+        seen |= {spec.type for spec in patient.lesions}
+    assert seen <= set(LESION_TYPES)
+    assert len(seen) >= 4
+
+
+@pytest.mark.parametrize("irregularity", [0.0, 0.2])
+def test_closed_form_lesion_volume_is_its_ellipsoid(irregularity: float) -> None:
+    liver = np.ones((60, 80, 80), bool)
+    spec = replace(
+        ball(14.0, (45.0, 40.0, 40.0)), radii_mm=(16.0, 12.0, 14.0), irregularity=irregularity
+    )
+    instances, _, kept = rasterize((spec,), liver, (1.5, 1.0, 1.0))
+    expected = 4 / 3 * np.pi * np.prod(spec.radii_mm)
+    assert len(kept) == 1
+    assert (instances > 0).sum() * 1.5 == pytest.approx(expected, rel=0.03)
+
+
+def test_closed_form_earlier_lesion_keeps_its_voxels_and_lost_ones_leave_the_list() -> None:
+    liver = np.ones((30, 30, 30), bool)
+    first, buried = ball(10.0, (15.0, 15.0, 15.0)), ball(4.0, (15.0, 15.0, 15.0))
+    last = ball(3.0, (4.0, 4.0, 4.0))
+    instances, _, kept = rasterize((first, buried, last), liver, (1.0, 1.0, 1.0))
+    assert [spec.id for spec in kept] == [1, 2]
+    assert kept[1].center_mm == last.center_mm
+    assert instances[15, 15, 15] == 1
+    assert instances[4, 4, 4] == 2
+
+
+def test_closed_form_capsule_is_outside_and_scar_inside() -> None:
+    liver = np.ones((50, 50, 50), bool)
+    base = ball(18.0, (25.0, 25.0, 25.0))
+    hcc = replace(base, type="hcc", traits=("capsule",))
+    _, parts, _ = rasterize((hcc,), liver, (1.0, 1.0, 1.0))
+    offsets = np.argwhere(parts == Part.CAPSULE) - 25.0
+    assert np.linalg.norm(offsets, axis=1).min() > 15
+    fnh = replace(base, type="fnh", traits=("scar",))
+    _, parts, _ = rasterize((fnh,), liver, (1.0, 1.0, 1.0))
+    offsets = np.argwhere(parts == Part.SCAR) - 25.0
+    assert len(offsets)
+    assert np.linalg.norm(offsets, axis=1).max() < 12
+
+
+def test_closed_form_a_fifth_of_patients_are_tumor_free_and_sizes_are_bounded() -> None:
+    z, y, x = np.ogrid[-14:15, -14:15, -14:15]
+    liver = (z * z + y * y + x * x) < 13**2
+    drawn = [
+        draw_lesions(liver, (6.0, 6.0, 6.0), (0.0, 0.0, 0.0), np.random.default_rng(seed))
+        for seed in range(300)
+    ]
+    free = np.mean([not specs for specs in drawn])
+    assert 0.13 < free < 0.27  # 20 % +- 3 SD of 300 draws
+    assert 1 <= max(len(specs) for specs in drawn) <= 8
+    specs = [spec for patient in drawn for spec in patient]
+    diameters = [2 * float(np.prod(spec.radii_mm)) ** (1 / 3) for spec in specs]
+    assert min(diameters) > 3.9
+    assert max(diameters) < 80.1
+    assert {spec.type for spec in specs} == set(LESION_TYPES)
+    for patient in drawn:
+        for i, a in enumerate(patient):
+            for b in patient[i + 1 :]:
+                apart = np.linalg.norm(np.subtract(a.center_mm, b.center_mm))
+                assert apart > max(a.radii_mm) + max(b.radii_mm)
+
+
+def test_closed_form_no_liver_no_lesions() -> None:
+    nothing = np.zeros((4, 4, 4), bool)
+    assert draw_lesions(nothing, COARSE_MM, (0.0, 0.0, 0.0), np.random.default_rng(1)) == ()
+
+
+# Enhancement and scanner.
+
+
+def reference_contrast() -> Contrast:
+    zeros = np.zeros(len(Tissue))
+    return Contrast(iodine=1.0, tempo=1.0, baseline_hu=zeros, gain=zeros + 1)
+
+
+@pytest.mark.parametrize(
+    ("tissue", "expected"),
+    [
+        (Tissue.LIVER, (55, 65, 110, 95)),
+        (Tissue.AORTA, (40, 300, 160, 120)),
+        (Tissue.PORTAL_VEIN, (40, 110, 175, 125)),
+        (Tissue.HEPATIC_VEIN, (40, 50, 165, 125)),
+        (Tissue.SPLEEN, (48, 120, 130, 105)),
+        (Tissue.KIDNEY_CORTEX, (32, 170, 190, 170)),
+        (Tissue.KIDNEY_MEDULLA, (32, 60, 170, 190)),
+        (Tissue.MUSCLE, (55, 58, 65, 65)),
+        (Tissue.FAT, (-100, -100, -100, -100)),
+    ],
+)
+def test_closed_form_reference_patient_meets_the_centers(
+    tissue: Tissue, expected: tuple[int, ...]
+) -> None:
+    contrast = reference_contrast()
+    drawn = [float(tissue_hu(contrast, t)[tissue]) for t in (0.0, 35.0, 70.0, 180.0)]
+    assert drawn == pytest.approx(expected, abs=5)
+
+
+def test_property_contrast_reaches_aorta_before_portal_before_hepatic_veins() -> None:
+    contrast = reference_contrast()
+    times = np.arange(5.0, 90.0, 1.0)
+    curves = np.stack([tissue_hu(contrast, float(t)) for t in times])
+    order = (Tissue.AORTA, Tissue.PORTAL_VEIN, Tissue.HEPATIC_VEIN)
+    arrival = [times[np.argmax(curves[:, code] > 85)] for code in order]
+    assert arrival[0] < arrival[1] < arrival[2]
+
+
+def test_closed_form_phase_times() -> None:
+    rng = np.random.default_rng(0)
+    windows = {"ART": (20, 40.1), "PV": (60, 90), "DL": (120, 300)}
+    for phase, (low, high) in windows.items():
+        drawn = np.array([draw_time_s(rng, phase) for _ in range(500)])
+        assert 0.85 < ((drawn >= low) & (drawn <= high)).mean() <= 1.0
+    assert draw_time_s(rng, "NC") == 0.0
+
+
+def test_closed_form_painted_means_are_the_drawn_ones(patients: dict[int, Anatomy]) -> None:
+    for seed in (1, 2):
+        patient = anatomy(seed, field="liver", shape=(40, 64, 64), spacing_mm=(4.0, 2.5, 2.5))
+        painted = paint(patient, seed)
+        session = Session.draw(patient, seed)
+        for tissue, tolerance in ((Tissue.LIVER, 4.0), (Tissue.AORTA, 9.0)):
+            mask = (patient.tissue == tissue) & (patient.instances == 0)
+            core = mask.copy()
+            for axis in range(3):
+                core &= np.roll(mask, 1, axis) & np.roll(mask, -1, axis)
+            for phase in PHASES:
+                expected = tissue_hu(session.contrast, painted.times_s[phase])[tissue]
+                assert painted.hu[phase][core].mean() == pytest.approx(expected, abs=tolerance)
+
+
+def test_closed_form_noise_has_the_drawn_sd() -> None:
+    shape = (16, 64, 64)
+    fluid = np.full(shape, Tissue.FLUID, np.uint8)
+    empty = np.zeros(shape, np.uint8)
+    patient = Anatomy(fluid, empty > 0, empty, empty, (), (2.5, 1.5, 1.5), texture_seed=3)
+    for seed in range(3):
+        drawn = Session.draw(patient, seed).noise_sd_hu
+        assert NOISE_SD_HU[0] <= drawn <= NOISE_SD_HU[1]
+        measured = paint(patient, seed, phases=("PV",)).hu["PV"].std()
+        assert measured == pytest.approx(drawn, rel=0.3)
+
+
+def test_property_misalignment_moves_other_phases_but_not_the_truth(
+    patient_with_lesions: Anatomy,
+) -> None:
+    still = paint(patient_with_lesions, 4)
+    moved = paint(patient_with_lesions, 4, misalignment_mm=4.0)
+    assert moved.hu["PV"].tobytes() == still.hu["PV"].tobytes()
+    assert np.abs(moved.hu["ART"].astype(int) - still.hu["ART"]).mean() > 5
+    assert (moved.label == still.label).all()
+
+
+def test_property_hu_stay_in_the_scanner_range(patients: dict[int, Anatomy]) -> None:
+    for patient in list(patients.values())[:4]:
+        hu = paint(patient, 0, phases=("ART",)).hu["ART"]
+        assert hu.min() >= -1024
+        assert hu.max() <= 3071
+        assert abs(np.median(hu[patient.tissue == Tissue.AIR]) + 1000) < 25
+
+
+def test_errors_name_what_is_wrong(patient_with_lesions: Anatomy) -> None:
+    with pytest.raises(UsageError, match="portal"):
+        paint(patient_with_lesions, 0, phases=("portal",))
+    with pytest.raises(UsageError, match="pelvis"):
+        anatomy(0, field="pelvis")
+    with pytest.raises(UsageError, match="positive"):
+        anatomy(0, shape=(0, 4, 4))
