@@ -77,7 +77,9 @@ def test_oracle_warp_against_scipy(shape):
         options = {"mode": "grid-constant", "cval": 0.0}
         expected = ndimage.affine_transform(image, p.matrix, offset, order=1, **options)
         np.testing.assert_allclose(got.image[0, 1, 0].numpy(), expected, atol=2e-4)
-        nearest = ndimage.affine_transform(label.astype(float), p.matrix, offset, order=0)
+        nearest = ndimage.affine_transform(
+            label.astype(float), p.matrix, offset, order=0, **options
+        )
         agree = got.label[0].numpy() == nearest
         inside = np.zeros(shape, bool)
         inside[tuple(slice(1, -1) for _ in shape)] = True

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from blob_source import BlobSource
 from safetensors.torch import load_file
 
+from blob_source import BlobSource
 from hepar.data.sampling import batches, positions
 from hepar.errors import HeparError, ModelIntegrityError, UsageError
 from hepar.recipe import Schedule, load_recipe
@@ -97,9 +97,7 @@ train(recipe, Path(sys.argv[2]), source=source, workers=0)
 
 
 @pytest.mark.parametrize("kill_at", [7, None], ids=["between checkpoints", "while writing one"])
-def test_regression_killed_run_resumes_to_the_same_bytes(
-    recipe, spec, unbroken, tmp_path, kill_at
-):
+def test_regression_killed_run_resumes_to_the_same_bytes(recipe, spec, unbroken, tmp_path, kill_at):
     script = KILLED.replace("KILL_AT", repr(kill_at))
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
     done = subprocess.run(

@@ -134,7 +134,8 @@ def inspect(
                 sys.stdout.write(f"  {row['phase']} ({sure}): {row['phase_reason']}\n")
         sys.stdout.writelines(f"{warning}\n" for warning in warnings)
     if refusal:
-        raise refusal
+        _complain(refusal)
+        raise SystemExit(refusal.exit_code)
 
 
 def phantom(
@@ -287,7 +288,7 @@ def main(argv: list[str] | None = None) -> None:
     except HeparError as error:
         if "--json" in arguments:
             sys.stdout.write(json.dumps({"error": error.as_dict()}, indent=2) + "\n")
-        sys.stderr.write(f"hepar: {error.code}: {error.message}\n  remedy: {error.remedy}\n")
+        _complain(error)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         sys.stderr.write("hepar: interrupted\n")
@@ -296,6 +297,10 @@ def main(argv: list[str] | None = None) -> None:
         traceback.print_exc()
         sys.stderr.write("hepar: this is a bug of hepar; please report the lines above\n")
         raise SystemExit(EXIT_INTERNAL) from None
+
+
+def _complain(error: HeparError) -> None:
+    sys.stderr.write(f"hepar: {error.code}: {error.message}\n  remedy: {error.remedy}\n")
 
 
 def _stated_phases(pairs: tuple[str, ...]) -> dict[Phase, Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hepar.infer.bundle import Bundle
@@ -41,7 +41,7 @@ class Pipeline:
     """
 
     bundle: Bundle
-    tiling: Tiling = Tiling()
+    tiling: Tiling = field(default_factory=Tiling)
     progress: Callable[[str], None] = lambda stage: None
 
     def run(self, source: Path | None, stated: Mapping[Phase, Path] | None = None) -> Case:

@@ -3,7 +3,7 @@
     python -m hepar.release --liver RUN --tumor RUN --card CARD -o models/lite
 
 Everything is chosen on phantoms that neither network saw: the tumor threshold on whole patients
-through the stages, with the liver that the liver network finds; the classifier on true lesion masks.
+through the stages, inside the liver that the liver network finds; the classifier on true lesions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hepar.infer.measure import liver_hu, measure_lesion
 from hepar.infer.tiling import Tiling
 from hepar.phantom.anatomy import anatomy
 from hepar.phantom.scanner import Painted, paint
-from hepar.recipe import load_recipe
+from hepar.recipe import OrganData, Recipe, load_recipe
 from hepar.stages.liver import find_liver
 from hepar.stages.tumor import tumor_probability
 from hepar.study import (
@@ -220,10 +220,19 @@ def release(
 
 def export_run(run: Path, folder: Path, calibration: dict[str, Any]) -> None:
     """Export the best weights of a training run as a part of a bundle."""
-    from hepar.train.checkpoint import read_weights
+    from hepar.train.checkpoint import read_tensors
 
-    recipe = load_recipe(run / "recipe.yaml")
-    export_part(recipe, read_weights(run / "best.safetensors"), calibration, folder)
+    recipe = _without_paths(load_recipe(run / "recipe.yaml"))
+    weights, _ = read_tensors(run / "best.safetensors")
+    export_part(recipe, weights, calibration, folder)
+
+
+def _without_paths(recipe: Recipe) -> Recipe:
+    """The recipe with real anatomies by name: where they lay is nobody else's business."""
+    if not isinstance(recipe.data, OrganData):
+        return recipe
+    names = tuple(Path(path.name) for path in recipe.data.anatomies)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"anatomies": names})})
 
 
 def _main(

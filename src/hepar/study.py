@@ -248,8 +248,8 @@ class Lesion(_Record):
     """One lesion in millimeters and HU.
 
     `hu` and `liver_hu` map a phase name to a mean (lesion) and a median (liver parenchyma).
-    `wash_in_hu` is ART - NC; `washout_hu` is the fall of the contrast to the liver from ART to DL, or
-    to PV where DL is absent.
+    `wash_in_hu` is ART - NC; `washout_hu` is the fall of the contrast to the liver from ART to DL,
+    or to PV where DL is absent.
     """
 
     id: int

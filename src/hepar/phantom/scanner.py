@@ -34,7 +34,7 @@ NOISE_SD_HU = (6.0, 25.0)
 # SD of texture, HU, at a fine and a coarse scale; what the map holds as one code is not uniform.
 _TEXTURE_HU: dict[Tissue, tuple[float, float]] = {
     Tissue.FAT: (5, 4),
-    Tissue.MUSCLE: (8, 5),
+    Tissue.MUSCLE: (13, 9),
     Tissue.BONE: (45, 30),
     Tissue.CORTICAL_BONE: (60, 60),
     Tissue.LUNG: (35, 22),
@@ -43,7 +43,7 @@ _TEXTURE_HU: dict[Tissue, tuple[float, float]] = {
     Tissue.SPLEEN: (2, 2),
     Tissue.KIDNEY_CORTEX: (5, 3),
     Tissue.KIDNEY_MEDULLA: (6, 4),
-    Tissue.PANCREAS: (10, 4),
+    Tissue.PANCREAS: (18, 7),
     Tissue.STOMACH: (10, 14),
     Tissue.BOWEL: (16, 14),
     Tissue.GUT_WALL: (6, 4),

@@ -1,0 +1,87 @@
+"""The shipped bundle on unseen phantoms, beside the HU threshold, with and without a phase.
+
+    .venv/bin/python benchmarks/phantom_aims.py --patients 20 -o benchmarks/phantom_aims.json
+
+Each patient goes through the stages with the liver that the liver network finds; the phases are
+left misaligned as the phantom writes them and are not registered. Scores are per case, means over
+patients, tumor-free patients included in the lesion counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from hepar.errors import InputRefused
+from hepar.evaluate.score import CaseScore, score_case, summarize
+from hepar.infer.bundle import default_bundle_path, load_bundle
+from hepar.release import phantom_case
+from hepar.stages.liver import find_liver
+from hepar.stages.tumor import find_lesions
+from hepar.study import PHASE_ORDER, Phase
+from hepar.systems.baselines.hu_threshold import HuThresholdSettings
+
+FIRST_SEED = 910_000  # training, calibration and the demo use others
+SUBSETS = {
+    "all phases": PHASE_ORDER,
+    "without ART": (Phase.NC, Phase.PV, Phase.DL),
+    "PV alone": (Phase.PV,),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--patients", type=int, default=20)
+    parser.add_argument("--model", type=Path, help="model folder; the shipped one by default")
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    options = parser.parse_args()
+    bundle = load_bundle(options.model or default_bundle_path())
+    rows: dict[str, list[CaseScore]] = {}
+    refused: list[str] = []
+    begun = time.perf_counter()
+    for seed in range(FIRST_SEED, FIRST_SEED + options.patients):
+        for name, phases in SUBSETS.items():
+            case = phantom_case(seed, phases)
+            try:
+                liver = find_liver(case.aligned, bundle.model("liver"))
+            except InputRefused as refusal:
+                refused.append(f"{seed} {name}: {refusal.code}")
+                continue
+            methods = {"hepar": bundle.model("tumor"), "HU threshold": HuThresholdSettings()}
+            for method, model in methods.items():
+                if method != "hepar" and name != "all phases":
+                    continue
+                found = find_lesions(liver, model)
+                score = score_case(
+                    str(seed),
+                    found.label,
+                    case.label,
+                    case.aligned.grid.spacing_mm,
+                    predicted_instances=found.instances,
+                    reference_instances=case.instances,
+                )
+                rows.setdefault(f"{method}, {name}", []).append(score)
+        print(f"{seed} {time.perf_counter() - begun:.0f} s", flush=True)
+    document = {
+        "model_sha256": bundle.sha256,
+        "patients": options.patients,
+        "first_seed": FIRST_SEED,
+        "refused": refused,
+        "rows": {name: summarize(cases) for name, cases in rows.items()},
+        "cases": {name: [case.row() for case in cases] for name, cases in rows.items()},
+    }
+    options.out.write_text(json.dumps(document, indent=1) + "\n")
+    for name, summary in document["rows"].items():
+        liver, tumor = summary["liver"]["dice_per_case"], summary["tumor"]["dice_per_case"]
+        lesions = summary["lesions"]
+        print(
+            f"{name:<26} liver {liver['mean']:.3f} tumor DPC {tumor['mean']:.3f} (n {tumor['n']})"
+            f" DG {summary['tumor']['dice_global']:.3f} recall {lesions['recall']:.2f}"
+            f" false/patient {lesions['false_per_patient']:.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

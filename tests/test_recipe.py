@@ -1,0 +1,184 @@
+"""Recipes: every shipped one loads and takes a step, and a mistake is named with its remedy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from hepar.errors import UsageError
+from hepar.recipe import Recipe, dump_recipe, load_recipe, parse_recipe, recipe_hash
+from hepar.systems.table import SYSTEMS, build, lookup
+from hepar.train.loop import train
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+LITE = ROOT / "recipes" / "sam_urim" / "lite.yaml"
+
+# What makes any recipe of a system and a kind of data small enough for a test.
+TOY = {
+    "sam_urim": (
+        "system.spacing_mm=[8.0, 5.0, 5.0]",
+        "system.patch=[32, 32]",
+        "system.decoder_width=8",
+        "system.urim_width=8",
+        "system.pyramid_width=2",
+    ),
+    "context_unet3d": ("system.widths=[4, 8]", "system.patch=[16, 16, 16]"),
+    "phantom": (
+        "data.train_patients=1",
+        "data.validation_patients=1",
+        "data.paints=1",
+    ),
+    "organ": (
+        "data.phantoms=1",
+        "data.validation_phantoms=1",
+        "data.validation_warps=0",
+        "data.phantom_shape=[32, 32, 32]",
+        "data.phantom_spacing_mm=[8.0, 10.0, 10.0]",
+    ),
+    "all": ("schedule.steps=1", "schedule.batch_size=2", "schedule.warmup=0"),
+}
+
+
+def plain(**changes):
+    tree = {
+        "name": "a",
+        "system": {"name": "sam_urim", "preset": "lite"},
+        "data": {"kind": "phantom"},
+        "schedule": {"steps": 3},
+    }
+    return {**tree, **changes}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(ROOT / "recipes")))
+def test_property_every_recipe_loads_and_takes_a_step(path, cache, tmp_path):
+    recipe = load_recipe(path)
+    small = (*TOY[recipe.system.name], *TOY[recipe.data.kind], *TOY["all"])
+    recipe = load_recipe(path, small)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    result = train(recipe, tmp_path, cache_dir=cache, workers=0)
+    torch.set_num_threads(threads)
+    assert (result.steps, result.skipped_steps) == (1, 0)
+    assert result.weights.exists()
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+    assert set(load_file(result.weights)) == set(build(recipe.system).state_dict())
+
+
+def test_property_dumped_recipe_reads_back_equal(tmp_path):
+    recipe = load_recipe(LITE)
+    (tmp_path / "r.yaml").write_text(dump_recipe(recipe))
+    again = load_recipe(tmp_path / "r.yaml")
+    assert again == recipe
+    assert recipe_hash(again) == recipe_hash(recipe)
+    assert recipe_hash(recipe.model_copy(update={"seed": 9})) != recipe_hash(recipe)
+
+
+def test_property_overrides_apply_last_and_leave_the_rest():
+    recipe = load_recipe(
+        LITE, ("schedule.lr=1e-3", "schedule.ema_decay=null", "system.phases=[ART, PV]", "seed=4")
+    )
+    assert (recipe.schedule.lr, recipe.schedule.ema_decay, recipe.seed) == (1e-3, None, 4)
+    assert recipe.system.phases == ("ART", "PV")
+    assert recipe.schedule.steps == load_recipe(LITE).schedule.steps
+
+
+def test_property_extends_goes_one_level_deep(tmp_path):
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(plain()))
+    (tmp_path / "row.yaml").write_text("extends: base.yaml\nschedule: {lr: 1e-2}\n")
+    row = load_recipe(tmp_path / "row.yaml")
+    assert (row.schedule.lr, row.schedule.steps, row.name) == (0.01, 3, "a")
+    (tmp_path / "deep.yaml").write_text("extends: row.yaml\n")
+    with pytest.raises(UsageError, match="itself extends"):
+        load_recipe(tmp_path / "deep.yaml")
+
+
+def test_property_another_member_of_a_union_replaces_the_section(tmp_path):
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(plain(data={"kind": "phantom"})))
+    (tmp_path / "row.yaml").write_text(
+        "extends: base.yaml\ndata: {kind: cohort, path: c/cohort.csv, fold: 1}\n"
+    )
+    assert load_recipe(tmp_path / "row.yaml").data.path == Path("c/cohort.csv")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"schedule": {"steps": 3, "learning_rate": 1.0}}, ["schedule.learning_rate"]),
+        ({"schedule": {"steps": 3, "batchsize": 1}}, ["schedule.batchsize", "'batch_size'"]),
+        ({"shedule": {}}, ["shedule", "'schedule'"]),
+        (
+            {"system": {"name": "sam_urim", "preset": "lite", "pyramid_widht": 2}},
+            ["system.pyramid_widht", "'pyramid_width'"],
+        ),
+        ({"system": {"name": "sam_urin"}}, ["system", "'sam_urim'"]),
+        ({"system": {"name": "sam_urim", "preset": "lit"}}, ["system.preset", "'lit'"]),
+        ({"data": {"kind": "phantoms"}}, ["data", "'phantom'"]),
+        (
+            {"data": {"kind": "phantom", "phase_dropout": {"q": 1}}},
+            ["data.phase_dropout.q", "keep_reference"],
+        ),
+        ({"schedule": {"steps": 0}}, ["schedule.steps"]),
+        ({"schedule": {"steps": "many"}}, ["schedule.steps"]),
+        ({"schedule": {"steps": 3, "lr": float("inf")}}, ["schedule.lr"]),
+        ({"augment": {"scale": [1.2, 0.8]}}, ["augment", "smallest"]),
+        ({"schedule": None}, ["schedule"]),
+    ],
+)
+def test_property_a_mistake_names_its_key_and_the_nearest_name(changes, words):
+    with pytest.raises(UsageError) as caught:
+        parse_recipe(plain(**changes))
+    assert caught.value.code == "E_RECIPE"
+    assert caught.value.exit_code == 2
+    for word in words:
+        assert word in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "override", ["lr", "=3", "schedule.=3", "schedule.lr.x=3", "name.x=3", "schedule.lrr=3", "a=["]
+)
+def test_property_a_bad_override_is_refused(override):
+    with pytest.raises(UsageError) as caught:
+        load_recipe(LITE, (override,))
+    assert caught.value.code == "E_RECIPE"
+
+
+@pytest.mark.parametrize("text", [None, "[1, 2]", "a: [", "!!python/object:os.system {}", "\xff"])
+def test_property_what_is_no_recipe_is_refused(text, tmp_path):
+    path = tmp_path / "r.yaml"
+    if text is not None:
+        path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UsageError) as caught:
+        load_recipe(path)
+    assert caught.value.code == "E_RECIPE"
+
+
+def test_property_recipes_are_frozen():
+    recipe = parse_recipe(plain())
+    assert isinstance(recipe, Recipe)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 3
+
+
+def test_property_recipes_need_no_torch():
+    script = "import sys, hepar.recipe, hepar.systems.table; sys.exit('torch' in sys.modules)"
+    path = {"PYTHONPATH": str(ROOT / "src")}
+    assert subprocess.run([sys.executable, "-c", script], env=path).returncode == 0
+
+
+def test_property_the_table_and_the_union_agree():
+    for name, entry in SYSTEMS.items():
+        assert entry.settings.model_fields["name"].default == name
+    with pytest.raises(UsageError, match="no system"):
+        lookup("unet")
