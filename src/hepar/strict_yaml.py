@@ -71,10 +71,10 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
     merged = dict(base)
     for key, value in top.items():
         below = merged.get(key)
-        both = isinstance(value, Mapping) and isinstance(below, Mapping)
-        if both and all(tag not in value or value[tag] == below.get(tag) for tag in TAGS):
-            value = merge(below, value)
         merged[key] = value
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            if all(tag not in value or value[tag] == below.get(tag) for tag in TAGS):
+                merged[key] = merge(below, value)
     return merged
 
 

@@ -113,8 +113,8 @@ def _grid(
         for shift in shifts:
             theta = np.concatenate([linear, (2 * shift / size)[:, None]], axis=1)
             rows.append(np.concatenate([theta[::-1, :-1][:, ::-1], theta[::-1, -1:]], axis=1))
-    theta = torch.from_numpy(np.stack(rows)).to(device, torch.float32)
-    return functional.affine_grid(theta, [len(rows), 1, *shape], align_corners=False)
+    thetas = torch.from_numpy(np.stack(rows)).to(device, torch.float32)
+    return functional.affine_grid(thetas, [len(rows), 1, *shape], align_corners=False)
 
 
 def warp(

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -28,10 +28,12 @@ from hepar.systems.base import InputSpec
 LOG = logging.getLogger(__name__)
 VALIDATION_SEED = 500_000  # far from training's, whatever the size of the bank
 GROUP = 8
+_VERSION = 1  # of what `PhantomCases` makes of a painted patient
 _PARTS = ("hu", "label", "liver", "spacing_mm", "contents")
 _DRAW, _ORDER, _PAINT = 1, 2, 3
 
 
+@runtime_checkable
 class CaseProvider(Protocol):
     """Gives prepared cases. Must be safe to call from several threads."""
 
@@ -251,4 +253,4 @@ def imperfect_liver(
 def _code_hash() -> str:
     """Hash of the code that decides what a painted box looks like."""
     files = sorted(Path(hepar.phantom.__file__).parent.glob("*.py"))
-    return content_key({path.name: file_hash(path) for path in (*files, Path(__file__))})
+    return content_key({"version": _VERSION, **{path.name: file_hash(path) for path in files}})

@@ -68,7 +68,7 @@ class Picture:
         image = Image.fromarray(self.codes)
         image.putpalette(_palette())
         stream = BytesIO()
-        image.save(stream, "PNG", optimize=True)
+        image.save(stream, "PNG")
         return stream.getvalue()
 
 
@@ -151,7 +151,8 @@ def draw(
     thickness = max(1, round(min(size) / 240))
     if contours:
         area[outline(enlarge(plane.liver, inner), thickness)] = CODE["liver"]
-        area[outline(enlarge(plane.lesions > 0, inner), thickness)] = CODE["lesion"]
+        for number in np.unique(plane.lesions[plane.lesions > 0]):
+            area[outline(enlarge(plane.lesions == number, inner), thickness)] = CODE["lesion"]
     text = max(11, round(min(size) / 20))
     image = Image.fromarray(codes)
     if name_lesions and contours:

@@ -24,6 +24,7 @@ N_AXIAL = 3
 _OVERVIEW_PX = (400, 520)
 _LESION_PX = 380
 _APART_MM = 12.0
+_BEYOND_MM = 60.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,11 @@ def _overview(case: LiverCase, lesions: LesionMap, largest: list[Lesion]) -> lis
     else:
         y = key_slice(case.liver, axis=1)
     columns = body_window(reference.array, key_slice(case.liver))
-    crop = Box((0, 0, columns.start[2]), (*reference.grid.shape[:2], columns.stop[2]))
+    # A scan from chest to pelvis would leave little room for the liver.
+    beyond = round(_BEYOND_MM / reference.grid.spacing_mm[0])
+    low = max(0, case.box.start[0] - beyond)
+    high = min(reference.grid.shape[0], case.box.stop[0] + beyond)
+    crop = Box((low, 0, columns.start[2]), (high, reference.grid.shape[1], columns.stop[2]))
     plane = coronal_plane(*data, y, crop)
     picture = draw(plane, size=_OVERVIEW_PX, title="Coronal", name_lesions=True)
     return [*figures, Figure("coronal", picture, _caption(plane.place.capitalize()))]

@@ -29,6 +29,7 @@ USUAL_ML = (600.0, 4000.0)
 # Where the network is unsure, tissue halfway between liver and fat is not liver.
 _UNSURE = 0.9
 _FAT_HU = -100.0
+_EDGE_SLICES = 8
 
 
 def find_liver(aligned: AlignedStudy, model: Model, *, tiling: Tiling | None = None) -> LiverCase:
@@ -82,8 +83,17 @@ def _coarse(
     hu = np.rint(resample(reference.array, reference.grid, grid, fill=AIR_HU)).astype(np.int16)
     # A system with one input takes whatever the reference is, under its own name.
     name = spec.phases[0] if len(spec.phases) == 1 else aligned.reference.value
-    found = predict(model.system, {name: hu}, grid.spacing_mm, classes=("liver",), tiling=tiling)
-    return grid, hu, found[0]
+    # Edge slices repeated: beyond a scan that ends inside the liver the network would else see the
+    # air of its own padding, and give up the liver near it.
+    beyond = ((_EDGE_SLICES, _EDGE_SLICES), (0, 0), (0, 0))
+    found = predict(
+        model.system,
+        {name: np.pad(hu, beyond, mode="edge")},
+        grid.spacing_mm,
+        classes=("liver",),
+        tiling=tiling,
+    )
+    return grid, hu, found[0, _EDGE_SLICES:-_EDGE_SLICES]
 
 
 def _refuse_if_none(

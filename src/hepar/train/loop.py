@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,10 +24,11 @@ from hepar.data.sampling import SampleSource, batches, open_source
 from hepar.errors import UsageError
 from hepar.io.atomic import atomic_path
 from hepar.recipe import Recipe, dump_recipe, load_recipe, recipe_hash
-from hepar.systems.base import Batch
+from hepar.systems.base import Batch, InputSpec
 from hepar.systems.table import build
 from hepar.train.checkpoint import TrainState, write_tensors
 from hepar.train.history import History
+from hepar.train.repeatable import Deterministic, mixed_seed
 from hepar.train.schedule import learning_rate
 from hepar.train.validate import Score, validate
 
@@ -94,7 +93,7 @@ def train(
     device = torch.device(device)
     _check_precision(recipe, device)
     _claim_folder(recipe, out_dir, resume)
-    with _Deterministic(device):
+    with Deterministic(device):
         run = _Run(recipe, out_dir, device)
         if (out_dir / LAST).exists():
             run.state.load(out_dir / LAST, recipe_hash(recipe))
@@ -122,9 +121,9 @@ class _Run:
     def __init__(self, recipe: Recipe, out_dir: Path, device: torch.device) -> None:
         self.recipe, self.schedule = recipe, recipe.schedule
         self.out_dir, self.device = out_dir, device
-        torch.manual_seed(_mix(recipe.seed, _INIT, 0))
-        model = build(recipe.system).to(device)
-        self.spec = model.input_spec
+        torch.manual_seed(mixed_seed(recipe.seed, _INIT, 0))
+        model: Any = build(recipe.system).to(device)
+        self.spec: InputSpec = model.input_spec
         if self.schedule.channels_last:
             layouts = {2: torch.channels_last, 3: torch.channels_last_3d}
             model = model.to(memory_format=layouts[self.spec.dims])
@@ -174,20 +173,21 @@ class _Run:
     def step(self, batch: Batch) -> float | None:
         """One optimizer step; None when it was skipped."""
         state, schedule = self.state, self.schedule
-        torch.manual_seed(_mix(self.recipe.seed, _STEP, state.step))
+        torch.manual_seed(mixed_seed(self.recipe.seed, _STEP, state.step))
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(schedule, state.step)
         state.optimizer.zero_grad(set_to_none=True)
+        model: Any = state.model
         # A forward pass over a bad value spoils BatchNorm's statistics before the loss shows it.
-        buffers = [b.clone() for b in state.model.buffers()]
+        buffers = [b.clone() for b in model.buffers()]
         with self.autocast:
-            outputs = state.model(batch.image, batch.present)
-            targets = state.model.targets(batch)
-        loss = state.model.loss(outputs, targets)
+            outputs = model(batch.image, batch.present)
+            targets = model.targets(batch)
+        loss = model.loss(outputs, targets)
         value = float(loss.detach())
         state.step += 1
         if not math.isfinite(value) or not self.descend(loss):
-            for buffer, before in zip(state.model.buffers(), buffers, strict=True):
+            for buffer, before in zip(model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
             state.skipped += 1
             state.streak += 1
@@ -250,36 +250,8 @@ class _Run:
         return line
 
 
-class _Deterministic:
-    """Ask the device for repeatable kernels, and leave the process as it was."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-
-    def __enter__(self) -> None:
-        self.before = (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-            torch.backends.cudnn.benchmark,
-        )
-        if self.cuda:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.backends.cudnn.benchmark = False
-
-    def __exit__(self, *_: object) -> None:
-        torch.use_deterministic_algorithms(self.before[0], warn_only=self.before[1])
-        torch.backends.cudnn.benchmark = self.before[2]
-
-
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _mix(seed: int, purpose: int, step: int) -> int:
-    """A 63-bit seed of its own for each (seed, purpose, step)."""
-    words = np.random.SeedSequence([seed, purpose, step]).generate_state(1, np.uint64)
-    return int(words[0] >> np.uint64(1))
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:

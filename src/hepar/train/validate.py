@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -74,7 +75,7 @@ def validate(
 
 
 def _count(
-    model: nn.Module,
+    model: Any,
     case: ValidationCase,
     prepare: Augmentation,
     target: int,
@@ -92,7 +93,7 @@ def _count(
         if inside_liver:
             marked &= batch.liver
         marked &= batch.label >= 0
-        true = batch.label == target
-        totals += torch.stack([(marked & true).sum(), marked.sum(), true.sum()]).cpu()
+        truth = batch.label == target
+        totals += torch.stack([(marked & truth).sum(), marked.sum(), truth.sum()]).cpu()
     overlap, predicted, true = (int(v) for v in totals)
     return overlap, predicted, true
