@@ -72,9 +72,10 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
     for key, value in top.items():
         below = merged.get(key)
         merged[key] = value
-        if isinstance(value, Mapping) and isinstance(below, Mapping):
-            if all(tag not in value or value[tag] == below.get(tag) for tag in TAGS):
-                merged[key] = merge(below, value)
+        if not isinstance(value, Mapping) or not isinstance(below, Mapping):
+            continue
+        if all(tag not in value or value[tag] == below.get(tag) for tag in TAGS):
+            merged[key] = merge(below, value)
     return merged
 
 

@@ -6,6 +6,7 @@ What a network sees of a cut is made by `preprocess`, the same lines the stages 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int16, UInt8
@@ -129,7 +130,7 @@ def cut(
             seen = np.stack([window(hu, limits) for limits in spec.windows_hu])
         # Beyond the case there is air, which every window shows as 0.
         image[phase] = np.pad(seen, [(0, 0), *pads[3 - len(spatial) :]])
-    plane = (z, *inside[1:]) if two else inside
+    plane: tuple[Any, ...] = (z, *inside[1:]) if two else inside
     margin = pads[3 - len(spatial) :]
     label = class_index(case.label[plane], spec)
     visible = None

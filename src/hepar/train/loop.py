@@ -89,8 +89,7 @@ def train(
         UsageError: `E_RECIPE_CHANGED`, the folder holds a run of another recipe; `E_DIVERGED`,
             three steps in a row without a finite loss and gradient; `E_RECIPE`.
     """
-    began = time.monotonic()
-    device = torch.device(device)
+    began, device = time.monotonic(), torch.device(device)
     _check_precision(recipe, device)
     _claim_folder(recipe, out_dir, resume)
     with Deterministic(device):
