@@ -9,15 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from hepar.geometry import (
-    Box,
-    Displacement,
-    Grid,
-    canonical,
-    flip_lps_ras,
-    resample,
-    uncanonical,
-)
+from hepar.geometry import Box, Displacement, Grid, canonical, flip_lps_ras, uncanonical
+from hepar.resampling import resample
 
 angles = st.tuples(*[st.floats(-180, 180) for _ in range(3)])
 spacings = st.tuples(*[st.floats(0.4, 6.0) for _ in range(3)])
@@ -96,6 +89,25 @@ def test_oracle_both_paths_of_resample_agree():
     fast = resample(array, source, target, antialias=False)
     slow = resample(array, source, target, antialias=False, displacement=still)
     assert np.abs(fast - slow).max() < 1e-4
+
+
+@pytest.mark.parametrize("step", [0.4, 1.0, 2.7])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_oracle_one_axis_equals_a_slow_sum_over_a_tent(step, axis, monkeypatch):
+    monkeypatch.setattr("hepar.resampling._SLAB_VOXELS", 100)
+    rng = np.random.default_rng(3)
+    source = Grid.axial((9, 10, 11), (1.0, 1.0, 1.0))
+    shift = [0.3 if a == axis else 0.0 for a in (2, 1, 0)]
+    spacing = tuple(step if a == axis else 1.0 for a in range(3))
+    shape = tuple(3 if a == axis else n for a, n in enumerate(source.shape))
+    target = Grid.axial(shape, spacing, tuple(shift))
+    array = rng.integers(-1000, 1000, source.shape).astype(np.int16)
+    got = np.moveaxis(resample(array, source, target), axis, 0)
+    lines = np.moveaxis(array, axis, 0).astype(float)
+    for k in range(3):
+        tent = [max(0.0, 1 - abs(0.3 + k * step - i) / max(1.0, step)) for i in range(len(lines))]
+        expected = sum(w * line for w, line in zip(tent, lines, strict=True)) / sum(tent)
+        assert np.abs(got[k] - expected).max() < 1e-2
 
 
 def test_closed_form_displacement_is_in_world_mm():

@@ -13,7 +13,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from hepar.geometry import Displacement, Grid, canonical, resample
+from hepar.geometry import Displacement, Grid, canonical
+from hepar.resampling import resample
 from hepar.stages import alignment
 from hepar.stages.harmonize import harmonize
 from hepar.stages.register import register

@@ -7,8 +7,6 @@ RAS exists only at the NIfTI door, through `flip_lps_ras`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +20,6 @@ Array = NDArray[Any]
 
 # Columns: the LPS unit vectors of the z, y and x axes of an axial array.
 _AXIAL = (0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0)
-_SLAB_VOXELS = 2_000_000
 
 
 def _triple(values: Any) -> Triple:
@@ -261,150 +258,3 @@ def uncanonical(array: Array, source: Grid) -> Array:
     order, flips = _orientation(source)
     turned = array[tuple(slice(None, None, -1 if f else 1) for f in flips)]
     return turned.transpose(np.argsort(order))
-
-
-def resample(
-    array: Array,
-    source: Grid,
-    target: Grid,
-    *,
-    order: int = 1,
-    fill: float = 0.0,
-    antialias: bool = True,
-    displacement: Displacement | None = None,
-) -> Array:
-    """Sample a volume at the voxels of another grid, by world position.
-
-    A target voxel whose center lies outside the source's voxels gets `fill`. Grids with parallel
-    axes take one small matrix product an axis; others are sampled in slabs.
-
-    Args:
-        array: `(z, y, x)` on `source`.
-        source: grid of `array`.
-        target: grid wanted.
-        order: 1 linear, 0 nearest.
-        fill: value outside the source.
-        antialias: average over the target voxel where it is larger than the source's (order 1).
-        displacement: a target point x is taken from the source at x + displacement(x).
-
-    Returns:
-        `(z, y, x)` on `target`; float32 for order 1, the dtype of `array` for order 0.
-    """
-    if tuple(array.shape) != source.shape:
-        raise ValueError(f"array {array.shape} is not on its grid {source.shape}")
-    if order not in (0, 1):
-        raise ValueError(f"order must be 0 or 1, got {order}")
-    step = np.linalg.inv(source.affine) @ target.affine
-    linear = step[:3, :3]
-    strongest = np.abs(linear).argmax(axis=0)
-    rest = linear.copy()
-    rest[strongest, range(3)] = 0.0
-    reach = np.abs(rest) @ np.asarray(target.shape)
-    if displacement is None and len(set(strongest)) == 3 and reach.max() < 1e-3:
-        return _resample_parallel(array, target, step, strongest, order, fill, antialias)
-    if order == 1 and antialias:
-        widths = np.linalg.norm(linear, axis=1)
-        if widths.max() > 1.5:
-            sigma = np.where(widths > 1.0, 0.35 * np.sqrt(np.maximum(widths**2 - 1, 0)), 0.0)
-            array = ndimage.gaussian_filter(array.astype(np.float32), sigma, mode="nearest")
-    return _resample_anywhere(array, source, target, order, fill, displacement)
-
-
-def _axis_weights(centers: NDArray[np.float64], size: int, scale: float) -> NDArray[np.float32]:
-    """Rows of linear weights `(out, in)`; a tent as wide as the step, at least one voxel."""
-    width = max(1.0, scale)
-    inside = np.clip(centers, 0, size - 1)
-    weights = np.maximum(0.0, 1.0 - np.abs(inside[:, None] - np.arange(size)[None]) / width)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
-
-
-def _resample_parallel(
-    array: Array,
-    target: Grid,
-    step: NDArray[np.float64],
-    strongest: NDArray[np.intp],
-    order: int,
-    fill: float,
-    antialias: bool,
-) -> Array:
-    result = array.transpose(tuple(int(a) for a in strongest))
-    outside: list[NDArray[np.bool_]] = []
-    plans = []
-    for axis in range(3):
-        a, b = step[strongest[axis], axis], step[strongest[axis], 3]
-        centers = a * np.arange(target.shape[axis]) + b
-        size = result.shape[axis]
-        outside.append((centers < -0.5 - 1e-6) | (centers > size - 0.5 + 1e-6))
-        plans.append((axis, centers, size, abs(a)))
-    # The axis that shrinks most goes first, so that the others have less to do.
-    for axis, centers, size, scale in sorted(plans, key=lambda p: len(p[1]) / p[2]):
-        nearest = np.clip(np.rint(centers), 0, size - 1).astype(np.intp)
-        exact = np.abs(centers - nearest).max() < 1e-4 and scale < 1.0 + 1e-6
-        if order == 0 or exact:
-            if len(nearest) != size or (nearest != np.arange(size)).any():
-                result = np.take(result, nearest, axis=axis)
-        else:
-            weights = _axis_weights(centers, size, scale if antialias else 1.0)
-            result = _apply_along(result, weights, axis)
-    dtype = array.dtype if order == 0 else np.dtype(np.float32)
-    output = np.array(result, dtype=dtype, order="C", copy=True)
-    for axis, mask in enumerate(outside):
-        if mask.any():
-            np.moveaxis(output, axis, 0)[mask] = fill
-    return output
-
-
-def _apply_along(array: Array, weights: NDArray[np.float32], axis: int) -> Array:
-    """Multiply one axis of a volume by a weight matrix, slab by slab to spare memory."""
-    shape = list(array.shape)
-    shape[axis] = weights.shape[0]
-    output = np.empty(shape, dtype=np.float32)
-    if axis == 0:
-        for rows in _slabs(array.shape[1], array.shape[0] * array.shape[2]):
-            slab = array[:, rows].astype(np.float32)
-            output[:, rows] = np.tensordot(weights, slab, axes=(1, 0))
-        return output
-    for rows in _slabs(array.shape[0], array.shape[1] * array.shape[2]):
-        slab = array[rows].astype(np.float32)
-        if axis == 1:
-            output[rows] = np.matmul(weights, slab)
-        else:
-            output[rows] = slab @ weights.T
-    return output
-
-
-def _slabs(count: int, row_voxels: int) -> Iterator[slice]:
-    rows = max(1, _SLAB_VOXELS // max(1, row_voxels))
-    for start in range(0, count, rows):
-        yield slice(start, min(count, start + rows))
-
-
-def _resample_anywhere(
-    array: Array,
-    source: Grid,
-    target: Grid,
-    order: int,
-    fill: float,
-    displacement: Displacement | None,
-) -> Array:
-    dtype = array.dtype if order == 0 else np.dtype(np.float32)
-    data = array if order == 0 else array.astype(np.float32, copy=False)
-    output = np.empty(target.shape, dtype=dtype)
-    limits = np.asarray(source.shape).reshape(3, 1, 1, 1)
-
-    def fill_slab(rows: slice) -> None:
-        z, y, x = (np.arange(n, dtype=np.float64) for n in target.shape)
-        index = np.stack(np.meshgrid(z[rows], y, x, indexing="ij"), axis=-1)
-        world = target.index_to_world(index)
-        if displacement is not None:
-            world += displacement.at(world)
-        at = np.moveaxis(source.world_to_index(world), -1, 0)
-        # "nearest" keeps the half voxel at the border; beyond it, the fill.
-        values = ndimage.map_coordinates(data, at, order=order, mode="nearest", prefilter=False)
-        out = ((at < -0.5 - 1e-6) | (at > limits - 0.5 + 1e-6)).any(axis=0)
-        values[out] = fill
-        output[rows] = values
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(fill_slab, _slabs(target.shape[0], target.shape[1] * target.shape[2] * 3)))
-    return output

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -177,6 +178,7 @@ def release(
     card: str | None,
     calibration_patients: int,
     classifier_patients: int,
+    classifier: Path | None = None,
     device: str = "cpu",
     progress: Progress = lambda message: None,
 ) -> Bundle:
@@ -189,6 +191,7 @@ def release(
         card: text of the model card.
         calibration_patients: whole phantoms for the tumor's operating point.
         classifier_patients: phantoms for the lesion classifier.
+        classifier: safetensors of a classifier that was fitted before, instead.
         device: torch device.
         progress: told what is being done.
     """
@@ -212,8 +215,11 @@ def release(
         )
         export_run(tumor_run, parts["tumor"], calibration)
         parts["diagnose"].mkdir()
-        arrays = train_classifier(classifier_patients, progress)
-        save_file(arrays, parts["diagnose"] / "weights.safetensors")
+        weights = parts["diagnose"] / "weights.safetensors"
+        if classifier is None:
+            save_file(train_classifier(classifier_patients, progress), weights)
+        else:
+            shutil.copyfile(classifier, weights)
         write_bundle(out, parts, name=out.name, version=version, card=card)
     return load_bundle(out)
 
@@ -244,6 +250,7 @@ def _main(
     version: str = "1",
     calibration_patients: int = 16,
     classifier_patients: int = 240,
+    classifier: Annotated[Path | None, arg(help="A classifier fitted before.")] = None,
 ) -> None:
     """Write a bundle from a liver run and a tumor run."""
     with console_progress(quiet=False) as step:
@@ -255,6 +262,7 @@ def _main(
             card=card.read_text() if card else None,
             calibration_patients=calibration_patients,
             classifier_patients=classifier_patients,
+            classifier=classifier,
             progress=step,
         )
     logger.info("%s", json.dumps({"bundle": out.name, "sha256": bundle.sha256}))

@@ -19,9 +19,10 @@ from hepar.data.cache import ArrayCache, Arrays, content_key, file_hash
 from hepar.data.patches import TUMOR, PreparedCase, slice_contents
 from hepar.data.tumor_source import imperfect_liver
 from hepar.errors import InputRefused
-from hepar.geometry import Grid, canonical, resample
+from hepar.geometry import Grid, canonical
 from hepar.preprocess import AIR_HU, liver_box, working_grid
 from hepar.recipe import CohortData
+from hepar.resampling import resample
 from hepar.study import PHASE_ORDER, Volume, reference_phase
 from hepar.systems.base import InputSpec
 

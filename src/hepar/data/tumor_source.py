@@ -19,10 +19,11 @@ from hepar.data.cache import ArrayCache, Arrays, content_key, file_hash
 from hepar.data.patches import PreparedCase, draw_patch, slice_contents, whole_case
 from hepar.data.sampling import Sample, ValidationCase
 from hepar.errors import UsageError
-from hepar.geometry import Grid, resample
+from hepar.geometry import Grid
 from hepar.phantom.anatomy import anatomy
 from hepar.phantom.scanner import paint
 from hepar.recipe import LiverMask, PatchSettings, PhantomTumorData
+from hepar.resampling import resample
 from hepar.systems.base import InputSpec
 
 LOG = logging.getLogger(__name__)

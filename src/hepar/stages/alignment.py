@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from hepar.geometry import Box, Displacement, Grid, resample
+from hepar.geometry import Box, Displacement, Grid
+from hepar.resampling import resample
 from hepar.study import Volume
 
 LOG = logging.getLogger(__name__)

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from hepar.errors import InputRefused
-from hepar.geometry import Box, Grid, resample
+from hepar.geometry import Box, Grid
 from hepar.infer.bundle import Model
 from hepar.infer.calibrate import LiverCalibration
 from hepar.infer.components import fill_holes, largest
 from hepar.infer.tiling import Tiling, predict
 from hepar.infer.windows import slabs
 from hepar.preprocess import AIR_HU, liver_box, working_grid
+from hepar.resampling import resample
 from hepar.study import AlignedStudy, LiverCase, Volume
 from hepar.systems.base import System
 

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from hepar.geometry import Displacement, Grid, resample
+from hepar.geometry import Displacement, Grid
+from hepar.resampling import resample
 from hepar.stages.alignment import (
     AIR_HU,
     Body,

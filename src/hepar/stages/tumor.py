@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from hepar.geometry import Box, Grid, resample
+from hepar.geometry import Box, Grid
 from hepar.infer.bundle import Model
 from hepar.infer.calibrate import TumorCalibration, temper
 from hepar.infer.components import Component, components, fill_holes
 from hepar.infer.measure import liver_hu, measure_lesion
 from hepar.infer.tiling import Tiling, predict
 from hepar.preprocess import AIR_HU, working_grid
+from hepar.resampling import resample
 from hepar.study import LIVER, TUMOR, LesionMap, LiverCase, Volume
 from hepar.systems.base import System
 from hepar.systems.baselines.hu_threshold import HuThresholdSettings, hu_threshold

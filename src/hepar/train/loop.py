@@ -138,16 +138,14 @@ class _Run:
 
     def go(self, source: SampleSource, workers: int, progress: Progress | None) -> None:
         """Train from the state's step to the end."""
-        schedule, state = self.schedule, self.state
-        augmentation = Augmentation(
-            self.recipe.augment, self.spec, seed=self.recipe.seed, device=self.device
-        )
+        schedule, state, recipe = self.schedule, self.state, self.recipe
+        finish = Augmentation(recipe.augment, self.spec, seed=recipe.seed, device=self.device)
         stream = batches(
             source,
             batch_size=schedule.batch_size,
             start=state.step,
             stop=schedule.steps,
-            finish=augmentation,
+            finish=finish,
             workers=workers,
         )
         recent: list[float] = []
@@ -285,7 +283,7 @@ def _claim_folder(recipe: Recipe, out_dir: Path, resume: bool) -> None:
                 "E_RECIPE_CHANGED",
                 "train",
                 f"{out_dir.name} holds a run of another recipe than {recipe.name!r}.",
-                "Train into another folder, or start afresh with --no-resume.",
+                "Train into another folder, or empty this one.",
             )
         return
     with atomic_path(path) as temporary:
