@@ -6,7 +6,7 @@ import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -155,7 +155,7 @@ def _fingerprint(data: OrganData, seed: int) -> str:
 
 
 def _write_bank(path: Path, bank: list[BankEntry]) -> None:
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for i, entry in enumerate(bank):
         arrays[f"code_{i:04d}"] = entry.code
         arrays[f"native_{i:04d}"] = entry.native_hu

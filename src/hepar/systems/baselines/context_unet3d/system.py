@@ -53,6 +53,8 @@ class ContextUnet3d(nn.Module):
         settings: widths, windows, spacing.
     """
 
+    class_weights: Tensor
+
     def __init__(self, settings: ContextUnet3dSettings) -> None:
         super().__init__()
         self.settings = settings
