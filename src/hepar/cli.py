@@ -182,11 +182,13 @@ def train(
 
     loaded = load_recipe(recipe, overrides)
     with progress(quiet) as step:
-        step(f"prepare {loaded.data.kind} cases")
+        step(f"prepare {loaded.data.kind} cases and train")
 
         def show(done: int, total: int, entry: dict[str, Any]) -> None:
+            step.note(f"step {done} of {total}, loss {entry['loss']}")
             if "validation" in entry:
-                step(f"step {done} of {total}: {entry['validation']}")
+                dice = entry["validation"]["dice"]
+                step(f"train (at step {done} of {total} the validation Dice is {dice})")
 
         result = run(
             loaded,

@@ -3,41 +3,64 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
 
 if TYPE_CHECKING:
     from hepar.study import Findings
 
 
+class Steps:
+    """What happens now. Calling it begins a step; a finished one is printed with its seconds.
+
+    Args:
+        console: rich console on stderr; None is silent.
+        status: the live line of a terminal.
+    """
+
+    def __init__(self, console: Console | None = None, status: Status | None = None) -> None:
+        self._console, self._status = console, status
+        self._begun = self._since = time.perf_counter()
+        self._message = ""
+
+    def __call__(self, message: str) -> None:
+        """Finish the step before and begin another."""
+        self.finish()
+        self._message, self._since = message, time.perf_counter()
+        self.note("")
+
+    def note(self, detail: str) -> None:
+        """Show how far the step is, on the live line alone."""
+        if self._status is not None:
+            total = time.perf_counter() - self._begun
+            text = escape(f"{self._message} {detail}".rstrip())
+            self._status.update(f"{text} [dim]({total:.0f} s so far)[/dim]")
+
+    def finish(self) -> None:
+        """Print the step that ends."""
+        if self._console is not None and self._message:
+            seconds = time.perf_counter() - self._since
+            self._console.print(f"[dim]{seconds:7.1f} s[/dim]  {escape(self._message)}")
+        self._message = ""
+
+
 @contextmanager
-def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Yield a function that names what happens now; each step is shown with its seconds."""
+def progress(quiet: bool) -> Iterator[Steps]:
+    """Show progress on stderr while the body runs."""
     if quiet:
-        yield lambda message: None
+        yield Steps()
         return
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False)
-    begun = time.perf_counter()
-    current: list[tuple[str, float]] = []
-
-    def finish() -> None:
-        if current:
-            message, since = current.pop()
-            console.print(f"[dim]{time.perf_counter() - since:7.1f} s[/dim]  {message}")
-
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     with console.status("starting") as status:
-
-        def step(message: str) -> None:
-            finish()
-            current.append((message, time.perf_counter()))
-            status.update(f"{message} [dim]({time.perf_counter() - begun:.0f} s so far)[/dim]")
-
-        yield step
-        finish()
+        steps = Steps(console, status)
+        yield steps
+        steps.finish()
 
 
 def format_number(value: Any) -> str:

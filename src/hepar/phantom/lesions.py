@@ -14,16 +14,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
-LESION_TYPES = (
-    "hcc",
-    "icc",
-    "metastasis",
-    "hemangioma",
-    "fnh",
-    "cyst",
-    "calcification",
-    "other",
-)
+from hepar.study import LESION_TYPES
 
 
 class Part(IntEnum):
