@@ -111,16 +111,18 @@ def test_property_a_mirrored_and_turned_series_gives_the_same_masks(run, patient
     assert findings.reference == "PV"
 
 
-def test_closed_form_a_study_without_a_liver_is_refused_and_leaves_nothing(tmp_path, pipeline):
-    grid = Grid.axial((40, 64, 64), (5.0, 5.0, 5.0))
-    z, y, x = np.ogrid[tuple(slice(0, n) for n in grid.shape)]
-    thigh = ((y - 32) ** 2 + (x - 32) ** 2 < 20**2) & (z >= 0)
-    hu = np.where(thigh, 55, -1000) + np.random.default_rng(0).normal(0, 12, grid.shape)
-    write_nifti(tmp_path / "thigh.nii.gz", hu.astype(np.int16), grid)
+def test_closed_form_a_study_without_a_liver_is_refused_and_leaves_nothing(
+    scan, patient, pipeline, tmp_path
+):
+    above = int(np.flatnonzero(patient.liver.any(axis=(1, 2)))[-1]) + 2
+    chest = scan.hu["PV"][above:]
+    assert chest.shape[0] >= 5
+    grid = Grid.axial(chest.shape, patient.spacing_mm)
+    write_nifti(tmp_path / "chest.nii.gz", chest, grid)
     with pytest.raises(InputRefused) as refusal:
-        pipeline.segment(tmp_path / "thigh.nii.gz", tmp_path / "out")
+        pipeline.segment(tmp_path / "chest.nii.gz", tmp_path / "out")
     assert refusal.value.code == "E_NO_LIVER"
-    assert {p.name for p in tmp_path.iterdir()} == {"thigh.nii.gz"}
+    assert {p.name for p in tmp_path.iterdir()} == {"chest.nii.gz"}
 
 
 def test_property_a_phase_less_still_works_and_is_said(run, scan, patient, pipeline, tmp_path):
