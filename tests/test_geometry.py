@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from hepar.geometry import Box, Displacement, Grid, canonical, flip_lps_ras, uncanonical
@@ -108,6 +109,23 @@ def test_oracle_one_axis_equals_a_slow_sum_over_a_tent(step, axis, monkeypatch):
         tent = [max(0.0, 1 - abs(0.3 + k * step - i) / max(1.0, step)) for i in range(len(lines))]
         expected = sum(w * line for w, line in zip(tent, lines, strict=True)) / sum(tent)
         assert np.abs(got[k] - expected).max() < 1e-2
+
+
+@pytest.mark.parametrize("angle", [(0, 0, 0), (12, -7, 20)])
+def test_oracle_a_displacement_field_is_read_where_its_own_grid_says(angle):
+    rng = np.random.default_rng(5)
+    grid = turned((7, 9, 8), (2.0, 1.1, 1.3), (5.0, 6.0, 7.0), angle)
+    coarse = Grid.axial((3, 4, 3), (6.0, 5.0, 6.0), tuple(grid.index_to_world(np.zeros(3)) + 2.0))
+    field = Displacement(rng.normal(0, 2, (3, *coarse.shape)).astype(np.float32), coarse)
+    array = rng.normal(size=grid.shape).astype(np.float32)
+    got = resample(array, grid, grid, displacement=field, fill=0.0, antialias=False)
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij"), -1)
+    world = grid.index_to_world(index.astype(float))
+    at = np.moveaxis(grid.world_to_index(world + field.at(world)), -1, 0)
+    expected = ndimage.map_coordinates(array, at, order=1, mode="nearest", prefilter=False)
+    inside = got != 0
+    assert inside.mean() > 0.5
+    assert np.abs(got - expected)[inside].max() < 1e-3
 
 
 def test_closed_form_displacement_is_in_world_mm():

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from hepar.geometry import Array, Displacement, Grid
+from hepar.geometry import Array, Box, Displacement, Grid
 
 _SLAB_VOXELS = 2_000_000
 
@@ -24,7 +24,7 @@ def resample(
     target: Grid,
     *,
     order: int = 1,
-    fill: float = 0.0,
+    fill: float | None = 0.0,
     antialias: bool = True,
     displacement: Displacement | None = None,
 ) -> Array:
@@ -38,7 +38,7 @@ def resample(
         source: grid of `array`.
         target: grid wanted.
         order: 1 linear, 0 nearest.
-        fill: value outside the source.
+        fill: value outside the source; None repeats the source's border instead.
         antialias: average over the target voxel where it is larger than the source's (order 1).
         displacement: a target point x is taken from the source at x + displacement(x).
 
@@ -103,7 +103,7 @@ def _resample_parallel(
     step: NDArray[np.float64],
     strongest: NDArray[np.intp],
     order: int,
-    fill: float,
+    fill: float | None,
     antialias: bool,
 ) -> Array:
     result = array.transpose(tuple(int(a) for a in strongest))
@@ -127,7 +127,7 @@ def _resample_parallel(
     dtype = array.dtype if order == 0 else np.dtype(np.float32)
     output = np.array(result, dtype=dtype, order="C", copy=True)
     for axis, mask in enumerate(outside):
-        if mask.any():
+        if fill is not None and mask.any():
             np.moveaxis(output, axis, 0)[mask] = fill
     return output
 
@@ -154,6 +154,15 @@ def _along(array: Array, centers: NDArray[np.float64], width: float, axis: int) 
     return output
 
 
+def _displacement_on(displacement: Displacement, grid: Grid) -> Array:
+    """Vectors `(z, y, x, 3)` in mm at the voxels of a grid."""
+    parts = [
+        resample(part, displacement.grid, grid, fill=None, antialias=False)
+        for part in displacement.field_mm
+    ]
+    return np.stack(parts, axis=-1)
+
+
 def _slabs(count: int, row_voxels: int) -> Iterator[slice]:
     rows = max(1, _SLAB_VOXELS // max(1, row_voxels))
     for start in range(0, count, rows):
@@ -165,7 +174,7 @@ def _resample_anywhere(
     source: Grid,
     target: Grid,
     order: int,
-    fill: float,
+    fill: float | None,
     displacement: Displacement | None,
 ) -> Array:
     dtype = array.dtype if order == 0 else np.dtype(np.float32)
@@ -178,12 +187,13 @@ def _resample_anywhere(
         index = np.stack(np.meshgrid(z[rows], y, x, indexing="ij"), axis=-1)
         world = target.index_to_world(index)
         if displacement is not None:
-            world += displacement.at(world)
+            slab = target.crop(Box((rows.start, 0, 0), (rows.stop, *target.shape[1:])))
+            world += _displacement_on(displacement, slab)
         at = np.moveaxis(source.world_to_index(world), -1, 0)
         # "nearest" keeps the half voxel at the border; beyond it, the fill.
         values = ndimage.map_coordinates(data, at, order=order, mode="nearest", prefilter=False)
-        out = ((at < -0.5 - 1e-6) | (at > limits - 0.5 + 1e-6)).any(axis=0)
-        values[out] = fill
+        if fill is not None:
+            values[((at < -0.5 - 1e-6) | (at > limits - 0.5 + 1e-6)).any(axis=0)] = fill
         output[rows] = values
 
     with ThreadPoolExecutor(2) as pool:
