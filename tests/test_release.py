@@ -63,5 +63,10 @@ def test_closed_form_a_shipped_recipe_names_anatomies_without_their_folders():
         RECIPES / "liver" / "coarse.yaml", ["data.anatomies=[/home/me/secret/one]"]
     )
     assert release._without_paths(loaded).data.anatomies == (Path("one"),)
-    tumor = load_recipe(RECIPES / "sam_urim" / "lite.yaml")
-    assert release._without_paths(tumor) is tumor
+    tumor = load_recipe(
+        RECIPES / "sam_urim" / "lite-small-lesions.yaml",
+        ["schedule.initial_weights=/home/me/secret/best.safetensors"],
+    )
+    shipped = release._without_paths(tumor)
+    assert shipped.schedule.initial_weights == Path("best.safetensors")
+    assert shipped.data == tumor.data

@@ -19,7 +19,13 @@ from hepar.data.sampling import batches, positions
 from hepar.errors import HeparError, ModelIntegrityError, UsageError
 from hepar.recipe import Schedule, load_recipe
 from hepar.systems.table import build
-from hepar.train.checkpoint import pack_optimizer, read_tensors, unpack_optimizer, write_tensors
+from hepar.train.checkpoint import (
+    pack_optimizer,
+    read_tensors,
+    starting_model,
+    unpack_optimizer,
+    write_tensors,
+)
 from hepar.train.loop import train
 from hepar.train.schedule import learning_rate
 
@@ -231,3 +237,11 @@ def test_property_a_failing_source_ends_the_stream(spec):
                 Broken(spec), batch_size=1, start=0, stop=4, finish=lambda b, _v, _w: b, workers=2
             )
         )
+
+
+def test_closed_form_a_run_can_start_from_the_weights_of_another(recipe, unbroken):
+    weights = unbroken / "best.safetensors"
+    schedule = recipe.schedule.model_copy(update={"initial_weights": weights})
+    model = starting_model(recipe.model_copy(update={"schedule": schedule}))
+    expected, _ = read_tensors(weights)
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())

@@ -234,11 +234,16 @@ def export_run(run: Path, folder: Path, calibration: dict[str, Any]) -> None:
 
 
 def _without_paths(recipe: Recipe) -> Recipe:
-    """The recipe with real anatomies by name: where they lay is nobody else's business."""
-    if not isinstance(recipe.data, OrganData):
-        return recipe
-    names = tuple(Path(path.name) for path in recipe.data.anatomies)
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"anatomies": names})})
+    """The recipe with files by name alone: where they lay is nobody else's business."""
+    start = recipe.schedule.initial_weights
+    if start is not None:
+        schedule = recipe.schedule.model_copy(update={"initial_weights": Path(start.name)})
+        recipe = recipe.model_copy(update={"schedule": schedule})
+    if isinstance(recipe.data, OrganData):
+        names = tuple(Path(path.name) for path in recipe.data.anatomies)
+        data = recipe.data.model_copy(update={"anatomies": names})
+        recipe = recipe.model_copy(update={"data": data})
+    return recipe
 
 
 def _main(

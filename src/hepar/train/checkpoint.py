@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from hepar.errors import ModelIntegrityError
 from hepar.io.atomic import atomic_path
-from hepar.recipe import Schedule
+from hepar.recipe import Recipe, Schedule
+from hepar.systems.table import build
 
 HEADER = "hepar"
 FORMAT = 1
@@ -69,6 +70,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "Train with the version that wrote it, or into another folder.",
         )
     return tensors, header
+
+
+def starting_model(recipe: Recipe) -> nn.Module:
+    """The network as a run begins: random, or with the weights of another run."""
+    model = build(recipe.system)
+    if recipe.schedule.initial_weights is not None:
+        model.load_state_dict(read_tensors(recipe.schedule.initial_weights)[0])
+    return model
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

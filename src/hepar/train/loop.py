@@ -25,8 +25,7 @@ from hepar.errors import UsageError
 from hepar.io.atomic import atomic_path
 from hepar.recipe import Recipe, dump_recipe, load_recipe, recipe_hash
 from hepar.systems.base import Batch, InputSpec
-from hepar.systems.table import build
-from hepar.train.checkpoint import TrainState, write_tensors
+from hepar.train.checkpoint import TrainState, starting_model, write_tensors
 from hepar.train.history import History
 from hepar.train.repeatable import Deterministic, mixed_seed
 from hepar.train.schedule import learning_rate
@@ -121,7 +120,7 @@ class _Run:
         self.recipe, self.schedule = recipe, recipe.schedule
         self.out_dir, self.device = out_dir, device
         torch.manual_seed(mixed_seed(recipe.seed, _INIT, 0))
-        model: Any = build(recipe.system).to(device)
+        model: Any = starting_model(recipe).to(device)
         self.spec: InputSpec = model.input_spec
         if self.schedule.channels_last:
             layouts = {2: torch.channels_last, 3: torch.channels_last_3d}
