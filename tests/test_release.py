@@ -24,7 +24,7 @@ def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_closed_form_a_phantom_case_has_only_the_phases_asked_for():
-    case = release.phantom_case(3, (Phase.NC, Phase.DL))
+    case = release.phantom_case(3).only((Phase.NC, Phase.DL))
     assert tuple(case.aligned.volumes) == (Phase.NC, Phase.DL)
     assert case.aligned.reference is Phase.DL
     assert case.label.shape == case.aligned.grid.shape == case.instances.shape

@@ -13,7 +13,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +31,7 @@ from hepar.infer.calibrate import choose_operating_point, sweep_case
 from hepar.infer.measure import liver_hu, measure_lesion
 from hepar.infer.tiling import Tiling
 from hepar.phantom.anatomy import anatomy
-from hepar.phantom.scanner import Painted, paint
+from hepar.phantom.scanner import paint
 from hepar.recipe import OrganData, Recipe, load_recipe
 from hepar.stages.liver import find_liver
 from hepar.stages.tumor import tumor_probability
@@ -68,30 +68,34 @@ class PhantomCase:
     instances: np.ndarray
     types: dict[int, str]
 
+    def only(self, phases: tuple[Phase, ...]) -> PhantomCase:
+        """The patient as if only these phases had been acquired."""
+        return replace(self, aligned=_aligned({p: self.aligned.volumes[p] for p in phases}))
 
-def phantom_case(
-    seed: int, phases: tuple[Phase, ...] = PHASE_ORDER, *, misalignment_mm: float = MISALIGNMENT_MM
-) -> PhantomCase:
+
+def phantom_case(seed: int, *, misalignment_mm: float = MISALIGNMENT_MM) -> PhantomCase:
     """A phantom as an aligned study, by world coordinates, for scoring without files.
 
     Args:
         seed: of the patient.
-        phases: those that were acquired.
         misalignment_mm: left between the phases.
     """
     patient = anatomy(seed)
-    scan: Painted = paint(patient, seed, misalignment_mm=misalignment_mm)
+    scan = paint(patient, seed, misalignment_mm=misalignment_mm)
     grid = grid_of(patient)
-    volumes = {phase: Volume(scan.hu[phase], grid) for phase in phases}
-    reference = reference_phase(volumes)
-    phased = PhasedStudy(volumes, (), Study((), ()), dict.fromkeys(phases, grid))
-    records = tuple(
-        RegistrationRecord(phase, "identity", 0.0, 0.0, 0.0, 0.0, 1.0, "phantom")
-        for phase in phases
-    )
-    aligned = AlignedStudy(volumes, reference, phased, records)
+    aligned = _aligned({phase: Volume(scan.hu[phase], grid) for phase in PHASE_ORDER})
     types = {lesion.id: lesion.type for lesion in patient.lesions}
     return PhantomCase(aligned, scan.label, scan.instances, types)
+
+
+def _aligned(volumes: dict[Phase, Volume]) -> AlignedStudy:
+    grids = {phase: volume.grid for phase, volume in volumes.items()}
+    phased = PhasedStudy(volumes, (), Study((), ()), grids)
+    records = tuple(
+        RegistrationRecord(phase, "identity", 0.0, 0.0, 0.0, 0.0, 1.0, "phantom")
+        for phase in volumes
+    )
+    return AlignedStudy(volumes, reference_phase(volumes), phased, records)
 
 
 def calibrate_tumor(
@@ -109,7 +113,9 @@ def calibrate_tumor(
     for index in range(patients):
         seed = CALIBRATION_SEED + index
         progress(f"calibrate on phantom {index + 1} of {patients}")
-        case = phantom_case(seed, _some_phases(seed) if index % 2 else PHASE_ORDER)
+        case = phantom_case(seed)
+        if index % 2:
+            case = case.only(_some_phases(seed))
         try:
             found = find_liver(case.aligned, liver, tiling=tiling)
         except InputRefused as refusal:
