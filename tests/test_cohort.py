@@ -11,7 +11,8 @@ import pytest
 from hepar.data.cache import ArrayCache
 from hepar.data.cohort import CohortCases, read_cohort
 from hepar.data.patches import PreparedCase, draw_patch, drop_phases, slice_contents, whole_case
-from hepar.data.sampling import SampleSource, collate, open_source
+from hepar.data.sampling import SampleSource, collate
+from hepar.data.sources import open_source
 from hepar.data.tumor_source import PhantomCases, imperfect_liver, thicken
 from hepar.errors import InputRefused, UsageError
 from hepar.geometry import Grid

@@ -11,18 +11,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
-from hepar.systems.base import Batch, InputSpec
-
-if TYPE_CHECKING:
-    from hepar.recipe import DataSettings
+from hepar.systems.base import Batch
 
 
 @dataclass(frozen=True)
@@ -84,31 +80,6 @@ class SampleSource(Protocol):
     def validation(self) -> Iterable[ValidationCase]:
         """The held-out cases, in a fixed order; may be called many times."""
         ...
-
-
-def open_source(
-    data: DataSettings, spec: InputSpec, *, seed: int, cache_dir: Path | None
-) -> SampleSource:
-    """The source a recipe's `data` section asks for.
-
-    Args:
-        data: one member of the recipe's data union.
-        spec: what the system wants to see.
-        seed: the recipe's seed.
-        cache_dir: folder for prepared cases; `None` keeps them in memory only.
-    """
-    if data.kind == "organ":
-        from hepar.data.organ_source import OrganSource
-
-        return OrganSource(data, spec, seed=seed, cache_dir=cache_dir)
-    if data.kind == "cohort":
-        from hepar.data.cohort import CohortCases
-        from hepar.data.tumor_source import CaseSource
-
-        return CaseSource(CohortCases(data, spec, cache_dir=cache_dir), data, spec, seed=seed)
-    from hepar.data.tumor_source import CaseSource, PhantomCases
-
-    return CaseSource(PhantomCases(data, spec, cache_dir=cache_dir), data, spec, seed=seed)
 
 
 def collate(samples: Iterable[Sample]) -> tuple[Batch, Bool[Tensor, "b c *spatial"] | None]:

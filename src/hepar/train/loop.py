@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from hepar.data.augment import Augmentation
-from hepar.data.sampling import SampleSource, batches, open_source
+from hepar.data.sampling import SampleSource, batches
+from hepar.data.sources import open_source
 from hepar.errors import UsageError
 from hepar.io.atomic import atomic_path
 from hepar.recipe import Recipe, dump_recipe, load_recipe, recipe_hash
