@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from hepar.errors import InputRefused
@@ -41,6 +42,21 @@ def score_lesions(case: PhantomCase, found: LesionMap, seed: int) -> CaseScore:
         predicted_instances=found.instances,
         reference_instances=case.instances,
     )
+
+
+def recall_by_size(cases: list[CaseScore]) -> dict[str, str]:
+    """Found of true lesions by volume."""
+    edges = (0.0, 1.0, 5.0, 20.0, float("inf"))
+    table = {}
+    for low, high in pairwise(edges):
+        hits = [
+            any(reference == number for _, reference, _ in case.lesions.pairs)
+            for case in cases
+            for number, volume_ml in case.lesions.reference_ml.items()
+            if low <= volume_ml < high
+        ]
+        table[f"{low:g}-{high:g} ml"] = f"{sum(hits)} of {len(hits)}"
+    return table
 
 
 def main() -> None:
@@ -74,6 +90,7 @@ def main() -> None:
         "first_seed": FIRST_SEED,
         "refused": refused,
         "rows": {name: summarize(cases) for name, cases in rows.items()},
+        "recall_by_ml": {name: recall_by_size(cases) for name, cases in rows.items()},
         "cases": {name: [case.row() for case in cases] for name, cases in rows.items()},
     }
     options.out.write_text(json.dumps(document, indent=1) + "\n")
