@@ -10,7 +10,7 @@ import pytest
 from hepar import release
 from hepar.phantom.anatomy import anatomy
 from hepar.recipe import load_recipe
-from hepar.study import PHASE_ORDER, Phase
+from hepar.study import LESION_TYPES, PHASE_ORDER, Phase
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -46,16 +46,7 @@ def test_closed_form_curves_of_lesions_are_hu_and_contrast_in_four_phases():
     for features, kind in found:
         assert features.shape == (4, 2)
         assert np.isfinite(features).all()
-        assert kind in {
-            "hcc",
-            "icc",
-            "metastasis",
-            "hemangioma",
-            "fnh",
-            "cyst",
-            "calcification",
-            "other",
-        }
+        assert kind in LESION_TYPES
 
 
 def test_closed_form_a_shipped_recipe_names_anatomies_without_their_folders():
