@@ -20,7 +20,9 @@ BEGIN, END = "<!-- tree -->\n", "<!-- /tree -->"
 FLAGS = {
     "segment": {"--out", "--phase", "--model", "--probabilities", "--device", "--quiet", "--json"},
     "inspect": {"--phase", "--quiet", "--json"},
-    "phantom": {"--out", "--patients", "--seed", "--formats", "--quiet"},
+    "phantom": {
+        *("--out", "--patients", "--seed", "--cohort", "--formats", "--check", "--quiet"),
+    },
     "train": {"--out", "--set", "--cache", "--device", "--quiet", "--json"},
     "evaluate": {"--out", "--quiet", "--json"},
     "info": {"--preset", "--json"},

@@ -141,19 +141,49 @@ def inspect(
 def phantom(
     *,
     out: Out,
-    patients: Annotated[int, arg(help="How many synthetic patients.")] = 1,
-    seed: Annotated[int, arg(help="Seed of the first patient.")] = 0,
+    patients: Annotated[
+        int | None, arg(help="How many synthetic patients; 1, or 100 with --check.")
+    ] = None,
+    seed: Annotated[int, arg(help="Number of the first patient.")] = 0,
+    cohort: Annotated[
+        Literal["general", "sam_urim", "lidia", "lits", "external"],
+        arg(help="Who is drawn, and how they are scanned."),
+    ] = "general",
     formats: Annotated[
-        tuple[Literal["nifti", "dicom", "arrays"], ...], arg(help="What to write.")
+        tuple[Literal["nifti", "dicom", "dicom-stripped", "arrays", "bank"], ...],
+        arg(help="What to write; bank: all anatomies in one file, to be painted later."),
     ] = ("nifti",),
+    check: Annotated[
+        bool, arg(help="Write no patients; measure how hard the phantom is, beside its bounds.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Write synthetic multi-phase patients with exact truth, and a cohort table of them."""
-    from hepar.data.phantoms import write_patients
+    if check:
+        _phantom_check(out, patients or 100, quiet)
+        return
+    from hepar.data.phantoms import write_cohort
+
+    count = 1 if patients is None else patients
+    with progress(quiet) as step:
+        table = write_cohort(out, cohort, count, seed=seed, formats=formats, progress=step)
+    sys.stdout.write(f"{table}\n")
+
+
+def _phantom_check(out: Path, patients: int, quiet: bool) -> None:
+    from hepar.evaluate.phantom_check import check
+    from hepar.io.atomic import atomic_path
 
     with progress(quiet) as step:
-        table = write_patients(out, range(seed, seed + patients), formats=formats, progress=step)
-    sys.stdout.write(f"{table}\n")
+        result = check(patients, progress=step, processes=2)
+    text = result.markdown()
+    for name, content in (
+        ("phantom_check.json", json.dumps(result.document(), indent=2) + "\n"),
+        ("phantom_check.md", text),
+    ):
+        with atomic_path(out / name) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    sys.stdout.write(text)
 
 
 def train(

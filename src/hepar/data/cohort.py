@@ -2,7 +2,8 @@
 
 One row a case: `case_id, patient_id`, a path for each phase there is (`nc, art, pv, dl`),
 `reference`, `liver`, `label`, `instances`, `fold`; any other column is metadata. Paths are relative
-to the file; masks lie on the reference phase's voxels.
+to the file; masks lie on the reference phase's voxels. Rows whose `split` is `test` are in no fold:
+nothing is trained or chosen on them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class CohortCase:
         images: path of each phase there is.
         reference: the phase that masks lie on.
         liver, label, instances: paths of masks, where given.
-        fold: None where the cohort has no folds.
+        fold: None where the cohort has no folds, and in the test split.
         metadata: all other columns.
     """
 
@@ -62,7 +63,8 @@ def read_cohort(path: Path, *, need: tuple[str, ...] = ()) -> tuple[CohortCase, 
 
     Args:
         path: `cohort.csv`, comma or semicolon separated, as spreadsheets write it.
-        need: further columns that every row must fill, e.g. `("label", "fold")`.
+        need: further columns that every row must fill, e.g. `("label", "fold")`; of a row of the
+            test split no fold is asked, and one that is given is not used.
 
     Raises:
         InputRefused: `E_COHORT`, naming the row and column of every problem.
@@ -128,9 +130,15 @@ def _rows(path: Path, required: tuple[str, ...]) -> list[dict[str, str]]:
     return [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
 
 
+def is_test(case: CohortCase) -> bool:
+    """Whether a case belongs to the test split, which nothing may be trained or chosen on."""
+    return case.metadata.get("split", "").lower() == "test"
+
+
 def _case(row: Mapping[str, str], folder: Path, need: tuple[str, ...]) -> CohortCase:
+    test = row.get("split", "").lower() == "test"
     for name in ("case_id", "patient_id", *need):
-        if not row[name]:
+        if not row[name] and not (test and name == "fold"):
             raise ValueError(f"{name} is empty")
     files = {}
     for name in (*PHASE_COLUMNS.values(), *MASK_COLUMNS):
@@ -144,7 +152,7 @@ def _case(row: Mapping[str, str], folder: Path, need: tuple[str, ...]) -> Cohort
     reference = row.get("reference", "").upper() or reference_phase(tuple(images))
     if reference not in images:
         raise ValueError(f"the reference phase {reference} has no image")
-    fold = row.get("fold", "")
+    fold = "" if test else row.get("fold", "")
     if fold and not fold.isdigit():
         raise ValueError(f"fold {fold!r} is not a whole number")
     return CohortCase(
@@ -161,7 +169,7 @@ def _case(row: Mapping[str, str], folder: Path, need: tuple[str, ...]) -> Cohort
 
 
 class CohortCases:
-    """The labelled cases of a cohort, prepared once (a `CaseProvider`).
+    """The labelled cases of a cohort's folds, prepared once (a `CaseProvider`).
 
     Args:
         settings: which cohort and fold, how much margin.
@@ -177,7 +185,7 @@ class CohortCases:
         self.cache = ArrayCache(cache_dir)
         self._keys: dict[str, dict[str, Any]] = {}
         cases = read_cohort(settings.path, need=("label", "fold"))
-        cases = tuple(c for c in cases if set(c.images) & set(spec.phases))
+        cases = tuple(c for c in cases if set(c.images) & set(spec.phases) and not is_test(c))
         self.train = tuple(c for c in cases if c.fold != settings.fold)
         self.held_out = tuple(c for c in cases if c.fold == settings.fold)
         if not self.train or not self.held_out:

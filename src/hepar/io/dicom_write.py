@@ -32,6 +32,7 @@ def write_dicom_series(
     patient_id: str = "PHANTOM",
     acquisition_time: str = "120000",
     contrast: str = "",
+    contrast_start: str = "",
     uid_seed: str = "0",
     tags: bool = True,
     transfer_syntax: str = ExplicitVRLittleEndian,
@@ -47,11 +48,12 @@ def write_dicom_series(
             one value.
         frame_of_reference_uid: as `study_uid`.
         patient_id: PatientID and PatientName.
-        acquisition_time: AcquisitionTime, SeriesTime and ContentTime, `HHMMSS`.
+        acquisition_time: AcquisitionTime, SeriesTime and ContentTime, `HHMMSS` or `HHMMSS.F`.
         contrast: ContrastBolusAgent; not written when empty.
+        contrast_start: ContrastBolusStartTime, the start of the injection; not written when empty.
         uid_seed: names the series; the same arguments give the same UIDs.
-        tags: write SeriesDescription, contrast agent and distinct times; without them nothing in
-            the headers tells the phase.
+        tags: write SeriesDescription, contrast agent, injection and distinct times; without them
+            nothing in the headers tells the phase.
         transfer_syntax: explicit little endian or RLE lossless.
 
     Returns:
@@ -74,6 +76,8 @@ def write_dicom_series(
                 data.SeriesDescription = description
                 if contrast:
                     data.ContrastBolusAgent = contrast
+                if contrast_start:
+                    data.ContrastBolusStartTime = contrast_start
             if transfer_syntax == RLELossless:
                 data.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
             elif transfer_syntax != ExplicitVRLittleEndian:
@@ -104,7 +108,7 @@ def _image(volume: Volume, k: int, sop_uid: UID) -> FileDataset:
     data.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     data.Modality, data.Manufacturer = "CT", "hepar phantom"
     data.StudyDate = data.SeriesDate = data.AcquisitionDate = data.ContentDate = "20000101"
-    data.StudyTime, data.StudyID, data.AccessionNumber = "120000", "1", ""
+    data.StudyTime, data.StudyID, data.AccessionNumber = "115500", "1", ""
     data.ReferringPhysicianName = data.PatientBirthDate = data.PatientSex = ""
     data.PositionReferenceIndicator, data.PatientPosition, data.KVP = "", "HFS", "120"
     data.InstanceNumber = k + 1

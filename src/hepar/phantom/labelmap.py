@@ -97,6 +97,7 @@ CONTEXT_OF_TISSUE: Mapping[Tissue, str] = {
     Tissue.CORTICAL_BONE: "bone",
     Tissue.GUT_WALL: "gut",
     Tissue.MYOCARDIUM: "heart",
+    Tissue.PERFUSION: "liver",
 }
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hepar.phantom.canvas import Canvas
+from hepar.phantom.chest import ATRIUM_MM
 from hepar.phantom.shapes import (
     Frame,
     Noise,
@@ -20,13 +22,19 @@ from hepar.phantom.shapes import (
     tube_pieces,
 )
 from hepar.phantom.tissue import Tissue
-from hepar.phantom.torso import Canvas
+from hepar.phantom.vessels import CAVA_TOP_MM, HILUM_MM, paint_liver_veins
 
 LIVER_LOW: Triple = (-165.0, -130.0, -165.0)
 LIVER_HIGH: Triple = (125.0, 110.0, 140.0)
-HILUM_MM = (0.0, -2.0, -26.0)
+RESECTION_SHARES = (0.94, 0.02, 0.015, 0.025)
+# Where a wedge is taken: dome, front of segments 4 and 8, lower edge, left lateral edge.
+WEDGES_MM: tuple[Triple, ...] = (
+    (82.0, -20.0, -80.0),
+    (20.0, -95.0, -55.0),
+    (-75.0, -50.0, -105.0),
+    (40.0, -60.0, 72.0),
+)
 CAVA_PATH_MM = [(-330, 16, -20), (-120, 18, -22), (-40, 14, -24), (20, 14, -23), (60, 12, -20)]
-CAVA_TOP_MM = (78.0, 4.0, -16.0)
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,16 @@ class LiverShape:
             arch in the middle, its rise from front to back.
         caudate: relative size of the caudate lobe.
         fissure_mm: half width of the fissure of the round ligament.
+        gallbladder_mm: largest radius of the gallbladder, 0 where it was taken out.
         cirrhosis: 0 none .. 1; nodular surface, small right and large caudate and left lobe.
+        wall_gap_mm: fat between liver and abdominal wall; below zero they touch.
+        tail: 0 none .. 1, a left lobe that curls round the stomach to the spleen.
+        papillary_mm: radius of a caudate process that hangs like a node before the cava, or 0.
+        hilum_fat: relative size of the fat in the hilum.
+        gallbladder_length, gallbladder_bend_mm: its length, and how far it folds to the left.
+        slips: number of grooves that slips of the diaphragm press into the dome.
+        resection: "" | "right" | "left" | "wedge", what a surgeon took.
+        resection_mm: shift of the cut from its usual plane, or the radius of the wedge.
     """
 
     size: float
@@ -57,24 +74,65 @@ class LiverShape:
     fissure_mm: float
     gallbladder_mm: float
     cirrhosis: float
+    wall_gap_mm: float = 1.0
+    tail: float = 0.0
+    papillary_mm: float = 0.0
+    hilum_fat: float = 1.0
+    gallbladder_length: float = 1.0
+    gallbladder_bend_mm: float = 0.0
+    slips: int = 0
+    resection: str = ""
+    resection_mm: float = 0.0
 
     @classmethod
     def draw(cls, rng: np.random.Generator, cirrhosis: float) -> LiverShape:
+        """Draw a liver; `cirrhosis` 0 none .. 1 severe."""
         riedel = rng.random() < 0.12
-        return cls(
-            size=float(np.clip(rng.normal(0.95, 0.085), 0.78, 1.16)) * (1 - 0.1 * cirrhosis),
-            right_low_mm=rng.uniform(78, 104) + 28 * riedel - 18 * cirrhosis,
-            left_reach_mm=rng.uniform(62, 104),
-            left_thick=rng.uniform(0.8, 1.2) + 0.2 * cirrhosis,
-            left_tilt_deg=rng.uniform(-8, 14),
-            edge_slope=rng.uniform(0.4, 0.75),
-            edge_arch_mm=rng.uniform(4, 24),
-            edge_turn=rng.uniform(-0.25, 0.3),
-            caudate=rng.uniform(0.8, 1.15) + 0.35 * cirrhosis,
-            fissure_mm=rng.uniform(1.3, 2.8) + 2.0 * cirrhosis,
-            gallbladder_mm=0.0 if rng.random() < 0.1 else rng.uniform(9, 17),
+        shape = cls(
+            size=float(np.clip(rng.normal(0.93, 0.1), 0.74, 1.2)) * (1 - 0.1 * cirrhosis),
+            right_low_mm=rng.uniform(68, 108) + 34 * riedel - 18 * cirrhosis,
+            left_reach_mm=rng.uniform(46, 108),
+            left_thick=rng.uniform(0.66, 1.28) + 0.2 * cirrhosis,
+            left_tilt_deg=rng.uniform(-12, 18),
+            edge_slope=rng.uniform(0.3, 0.85),
+            edge_arch_mm=rng.uniform(2, 30),
+            edge_turn=rng.uniform(-0.3, 0.35),
+            caudate=rng.uniform(0.75, 1.25) + 0.4 * cirrhosis,
+            fissure_mm=float(np.exp(rng.normal(0.7, 0.45))) + 2.5 * cirrhosis,
+            gallbladder_mm=0.0 if rng.random() < 0.12 else float(np.exp(rng.normal(2.5, 0.3))),
             cirrhosis=cirrhosis,
+            wall_gap_mm=rng.uniform(-1.2, 2.0),
+            tail=float(rng.uniform(0.5, 1.0)) if rng.random() < 0.2 else 0.0,
+            papillary_mm=float(rng.uniform(8, 15)) if rng.random() < 0.2 else 0.0,
+            hilum_fat=rng.uniform(0.75, 1.5),
+            gallbladder_length=rng.uniform(0.7, 1.25),
+            gallbladder_bend_mm=rng.uniform(-8, 20),
+            slips=int(rng.integers(1, 4)) if rng.random() < 0.25 else 0,
         )
+        return shape._operated(rng)
+
+    def _operated(self, rng: np.random.Generator) -> LiverShape:
+        """After an operation in some patients; what is left has grown."""
+        kind = rng.choice(["", "right", "left", "wedge"], p=RESECTION_SHARES)
+        shift, growth = rng.uniform(-1, 1), rng.uniform(1.12, 1.3)
+        if kind == "right":
+            return replace(
+                self,
+                size=self.size * growth,
+                left_reach_mm=max(self.left_reach_mm, 80) * 1.1,
+                left_thick=max(self.left_thick, 0.95) * growth,
+                caudate=self.caudate * growth,
+                gallbladder_mm=0.0,
+                resection="right",
+                resection_mm=-24 + 14 * shift,
+            )
+        if kind == "left":
+            return replace(
+                self, size=self.size * 1.05, tail=0.0, resection="left", resection_mm=14 * shift
+            )
+        if kind == "wedge":
+            return replace(self, resection="wedge", resection_mm=30 + 12 * shift)
+        return self
 
     def resized(self, factor: float) -> LiverShape:
         """The same liver, larger or smaller."""
@@ -87,9 +145,14 @@ class LiverShape:
 
     def gallbladder(self) -> tuple[np.ndarray, np.ndarray]:
         """Path and radius of the gallbladder, neck at the hilum to fundus at the edge."""
-        r = self.gallbladder_mm
-        path = curve([(-10, -12, -30), (-24, -28, -38), (-42, -48, -48), (-54, -60, -54)], 9)
-        return path, r * np.array([0.3, 0.45, 0.65, 0.8, 0.9, 1.0, 1.0, 0.95, 0.8])
+        r, bend = self.gallbladder_mm, self.gallbladder_bend_mm
+        way = np.array([(-10, -12, -30), (-24, -28, -38), (-42, -48, -48), (-54, -60, -54)], float)
+        way = way[0] + (way - way[0]) * self.gallbladder_length
+        # The neck is an S; a folded fundus turns left.
+        way[1] += (4, 0.25 * bend, -0.4 * bend)
+        way[3] += (0.4 * bend, 0, bend)
+        path = curve([(float(z), float(y), float(x)) for z, y, x in way], 9)
+        return path, r * np.array([0.3, 0.4, 0.62, 0.8, 0.9, 1.0, 1.0, 0.95, 0.8])
 
 
 def liver_distance(
@@ -97,6 +160,24 @@ def liver_distance(
 ) -> np.ndarray:
     """Distance to the liver's surface, negative inside, mm; float32 shaped as the view."""
     rng = np.random.default_rng([seed, 31])
+    low, high = LIVER_LOW, LIVER_HIGH
+    f = _lobes(view, shape)
+    f = f + 7.0 * frame.sample(view, Noise.draw(rng, 42.0, low, high))
+    f = smooth_cut(f, -(cavity + np.float32(shape.wall_gap_mm)), 3)
+    f = smooth_cut(f, -(dome + 0.4), 3)
+    if shape.cirrhosis > 0:
+        # Dents between nodules, after the wall has flattened the surface.
+        for pitch, depth in ((17.0, 11.0), (9.0, 6.0)):
+            dents = frame.sample(view, Noise.draw(rng, pitch, low, high))
+            f += np.float32(depth * shape.cirrhosis) * np.maximum(dents + np.float32(0.1), 0)
+    f = _fissures(view, f, shape)
+    if shape.slips or shape.resection:
+        f = _scars(view, f, shape, np.random.default_rng([seed, 33]))
+    return f
+
+
+def _lobes(view: View, shape: LiverShape) -> np.ndarray:
+    """The lobes as one body, hollowed by what lies below and behind."""
     s = shape.size
     right = ellipsoid(view, (4, 6, -76), (122 * s, 104 * s, 76 * s), boxy=True)
     reach = shape.left_reach_mm * s
@@ -123,13 +204,14 @@ def liver_distance(
     c = shape.caudate
     caudate = ellipsoid(view, (28, 2, -6), (30 * c, 15 * c, 15 * c))
     f = smooth_union(f, caudate, 8)
-    low, high = LIVER_LOW, LIVER_HIGH
-    f = f + 6.0 * frame.sample(view, Noise.draw(rng, 42.0, low, high))
-    if shape.cirrhosis > 0:
-        f = f + 3.0 * shape.cirrhosis * frame.sample(view, Noise.draw(rng, 13.0, low, high))
-    f = smooth_cut(f, -(cavity + 1.0), 5)
-    f = smooth_cut(f, -(dome + 0.4), 3)
-    return _fissures(view, f, shape)
+    if shape.papillary_mm > 0:
+        p = shape.papillary_mm
+        f = smooth_union(f, ellipsoid(view, (4, -6, 6), (1.2 * p, 0.8 * p, p)), 3)
+    if shape.tail > 0:
+        t = shape.tail
+        tail = ellipsoid(view, (46, -30, 74 + 12 * t), (24 * s, 17 + 6 * t, 52), rotation(4, 28))
+        f = smooth_union(f, tail, 14)
+    return f
 
 
 def _fissures(view: View, f: np.ndarray, shape: LiverShape) -> np.ndarray:
@@ -144,7 +226,10 @@ def _fissures(view: View, f: np.ndarray, shape: LiverShape) -> np.ndarray:
     venous = np.abs(plane) - w * 0.6 * (1.2 - np.abs(along) / 22)
     venous = np.maximum(venous, np.maximum(view.z - 55, -6 - view.z))
     f = smooth_cut(f, venous, 3)
-    hilum = ellipsoid(view, (HILUM_MM[0] - 6, HILUM_MM[1] - 3, HILUM_MM[2]), (13, 8, 22))
+    h = shape.hilum_fat
+    hilum = ellipsoid(
+        view, (HILUM_MM[0] - 6, HILUM_MM[1] - 3, HILUM_MM[2]), (13 * h, 8 * h, 22 * h)
+    )
     f = smooth_cut(f, hilum, 6)
     if shape.gallbladder_mm > 0:
         path, radius = shape.gallbladder()
@@ -152,58 +237,29 @@ def _fissures(view: View, f: np.ndarray, shape: LiverShape) -> np.ndarray:
     return f
 
 
-def grow_tree(
-    points: np.ndarray, start: np.ndarray, radius_mm: float, least: int = 3, step: float = 0.42
-) -> list[tuple[np.ndarray, np.ndarray, float, float]]:
-    """A tree from `start` that reaches every part of a point cloud.
-
-    Each branch walks part of the way to the centroid of its points, then the cloud is split
-    across its longest axis; radii follow the cube law (the daughters' cubes sum to the parent's).
-
-    Args:
-        points: (n, 3) attractors, mm.
-        start: (3,) root, mm.
-        radius_mm: radius at the root.
-        least: points below which a branch ends.
-
-    Returns:
-        Segments (from, to, radius from, radius to).
-    """
-    segments = []
-    stack = [(points, np.asarray(start, float), radius_mm)]
-    while stack:
-        cloud, origin, radius = stack.pop()
-        centroid = cloud.mean(axis=0)
-        tip = origin + step * (centroid - origin)
-        segments.append((origin, tip, radius, radius * 0.86))
-        if len(cloud) < least:
-            segments.append((tip, cloud[0], radius * 0.8, max(0.4, radius * 0.4)))
-            continue
-        spread = cloud - centroid
-        _, axes = np.linalg.eigh(spread.T @ spread)
-        side = spread @ axes[:, -1] > 0
-        if side.all() or not side.any():
-            continue
-        stack.extend(
-            (part, tip, radius * (len(part) / len(cloud)) ** (1 / 3))
-            for part in (cloud[side], cloud[~side])
-        )
-    return segments
-
-
-def paint_tree(
-    canvas: Canvas,
-    segments: list[tuple[np.ndarray, np.ndarray, float, float]],
-    tissue: Tissue,
-    over: tuple[Tissue, ...],
-) -> None:
-    """Draw a tree's segments; those far thinner than a voxel are left out."""
-    least = 0.35 * min(canvas.frame.spacing_mm)
-    for a, b, ra, rb in segments:
-        if max(ra, rb) < least:
-            continue
-        for view, f in tube_pieces(canvas.frame, np.stack([a, b]), np.array([ra, rb])):
-            canvas.put(view, f < 0, tissue, over)
+def _scars(view: View, f: np.ndarray, shape: LiverShape, rng: np.random.Generator) -> np.ndarray:
+    """Grooves under slips of the diaphragm, and the cut of an operation."""
+    for _ in range(shape.slips):
+        middle, slant = rng.uniform(-110, -40), rng.uniform(-0.7, 0.7)
+        width, depth, start = rng.uniform(0.8, 2.4), rng.uniform(5, 15), rng.uniform(-70, 0)
+        bowed = view.x - middle - slant * view.y - 0.004 * (view.y + 20) ** 2
+        # The groove narrows with depth and runs out to the back.
+        groove = np.abs(bowed) - width * (1 + f / np.float32(depth))
+        groove = np.maximum(groove, np.maximum(40 - view.z, np.abs(view.y - start) - 40))
+        f = smooth_cut(f, groove, 3)
+    wave = 5 * np.sin(view.z / 19 + rng.uniform(0, 6)) * np.cos(view.y / 23 + rng.uniform(0, 6))
+    # From the gallbladder bed to the cava, which both large operations follow.
+    plane = view.x + 20 + 0.5 * (10 - view.y) + wave - np.float32(shape.resection_mm)
+    if shape.resection == "right":
+        f = smooth_cut(f, plane, 16)
+    elif shape.resection == "left":
+        f = smooth_cut(f, np.maximum(-plane, view.y + 12), 14)
+    elif shape.resection == "wedge":
+        center = WEDGES_MM[int(rng.integers(len(WEDGES_MM)))]
+        r = shape.resection_mm
+        bite = ellipsoid(view, center, (r, 1.2 * r, 0.9 * r), rotation(*rng.uniform(-40, 40, 2)))
+        f = smooth_cut(f, bite + 0.5 * wave, 8)
+    return f
 
 
 def paint_liver(canvas: Canvas, shape: LiverShape, cloud_mm: np.ndarray, seed: int) -> None:
@@ -223,39 +279,13 @@ def paint_liver(canvas: Canvas, shape: LiverShape, cloud_mm: np.ndarray, seed: i
         canvas.liver[view.slices] = f
         canvas.put(view, f < 0, Tissue.LIVER, ())
     over = (Tissue.LIVER, Tissue.FAT)
-    cava = curve([*CAVA_PATH_MM, CAVA_TOP_MM, (100, -12, -12)], 30)
+    cava = curve([*CAVA_PATH_MM, CAVA_TOP_MM, ATRIUM_MM], 30)
     for piece, f in tube_pieces(canvas.frame, cava, np.linspace(9.5, 13, 30)):
         canvas.put(piece, f < 0, Tissue.CAVA, (*over, Tissue.MUSCLE, Tissue.LUNG))
-    _veins(canvas, cloud_mm, np.random.default_rng([seed, 32]))
+    paint_liver_veins(canvas, cloud_mm, np.random.default_rng([seed, 32]))
     if shape.gallbladder_mm > 0:
         path, radius = shape.gallbladder()
         for piece, f in tube_pieces(canvas.frame, path, radius, margin_mm=1.5):
             canvas.put(piece, f < 0, Tissue.GUT_WALL, (Tissue.FAT, Tissue.LIVER))
         for piece, f in tube_pieces(canvas.frame, path, radius - 1.3):
             canvas.put(piece, f < 0, Tissue.GALLBLADDER, (Tissue.GUT_WALL,))
-
-
-def _veins(canvas: Canvas, cloud_mm: np.ndarray, rng: np.random.Generator) -> None:
-    liver_only = (Tissue.LIVER,)
-    if len(cloud_mm) < 12:
-        return
-    order = rng.permutation(len(cloud_mm))
-    half = len(order) // 2
-    drained, supplied = cloud_mm[order[:half]], cloud_mm[order[half:]]
-    # Right, middle and left hepatic vein, by the angle about the cava.
-    angle = np.arctan2(-(drained[:, 1] - CAVA_TOP_MM[1]), drained[:, 2] - CAVA_TOP_MM[2])
-    ranks = np.argsort(np.argsort(-angle)) / len(angle)
-    for low, high in ((0, 0.48), (0.48, 0.75), (0.75, 1.01)):
-        cloud = drained[(ranks >= low) & (ranks < high)]
-        start = np.array(CAVA_TOP_MM) + (cloud.mean(axis=0) - np.array(CAVA_TOP_MM)) * 0.05
-        start[0] -= 16
-        tree = grow_tree(cloud, start, rng.uniform(4.2, 5.6))
-        paint_tree(canvas, tree, Tissue.HEPATIC_VEIN, liver_only)
-    hilum = np.array(HILUM_MM)
-    left = supplied[:, 2] > hilum[2] + 12
-    portal = (*liver_only, Tissue.HEPATIC_VEIN, Tissue.FAT)
-    for cloud, radius in ((supplied[~left], 6.0), (supplied[left], 5.0)):
-        if len(cloud) >= 3:
-            tree = grow_tree(cloud, hilum, radius * rng.uniform(0.9, 1.1))
-            paint_tree(canvas, tree[:1], Tissue.PORTAL_VEIN, portal)
-            paint_tree(canvas, tree[1:], Tissue.PORTAL_VEIN, liver_only)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hepar.phantom.liver import HILUM_MM, grow_tree, paint_tree
+from hepar.phantom.canvas import Canvas
+from hepar.phantom.gut import paint_bowel, paint_duodenum, paint_stomach
 from hepar.phantom.shapes import (
     Noise,
     Triple,
@@ -14,24 +15,36 @@ from hepar.phantom.shapes import (
     ellipsoid,
     rotation,
     smooth_cut,
-    smooth_union,
     tube_pieces,
 )
 from hepar.phantom.tissue import Tissue
-from hepar.phantom.torso import Canvas
+from hepar.phantom.vessels import HILUM_MM, grow_tree, paint_tree
 
 FAT = (Tissue.FAT,)
+NODE = Tissue.PANCREAS  # lymph nodes enhance about as much
 
 
-def paint_organs(canvas: Canvas, seed: int, *, ascites: float) -> None:
-    """Paint everything abdominal but the liver, over fat only, nearest to the spine first."""
-    _great_vessels(canvas, np.random.default_rng([seed, 41]))
+def paint_organs(
+    canvas: Canvas, seed: int, *, ascites: float, cirrhosis: float = 0.0, resection: str = ""
+) -> None:
+    """Paint everything abdominal but the liver, over fat only, nearest to the spine first.
+
+    Args:
+        canvas: with torso and liver painted.
+        seed: the patient's seed.
+        ascites: 0 none .. 1 much.
+        cirrhosis: 0 none .. 1 severe; widens portal vein and spleen, adds varices.
+        resection: `LiverShape.resection`; what moves into the place of a lobe.
+    """
+    _great_vessels(canvas, np.random.default_rng([seed, 41]), cirrhosis)
     for side in (-1, 1):
         _kidney(canvas, np.random.default_rng([seed, 42, side + 1]), side)
     _pancreas(canvas, np.random.default_rng([seed, 43]))
-    _stomach(canvas, np.random.default_rng([seed, 44]))
-    _spleen(canvas, np.random.default_rng([seed, 45]))
-    _bowel(canvas, np.random.default_rng([seed, 46]))
+    paint_duodenum(canvas, np.random.default_rng([seed, 43, 1]))
+    _splenic_vessels(canvas, np.random.default_rng([seed, 48]), cirrhosis)
+    _spleen(canvas, np.random.default_rng([seed, 45]), cirrhosis)
+    paint_stomach(canvas, np.random.default_rng([seed, 44]), shifted=resection == "left")
+    paint_bowel(canvas, np.random.default_rng([seed, 46]), shifted=resection == "right")
     _mesentery(canvas, np.random.default_rng([seed, 47]))
     if ascites > 0:
         _ascites(canvas, ascites)
@@ -49,7 +62,7 @@ def _tube(
         canvas.put(view, f < 0, tissue, over)
 
 
-def _great_vessels(canvas: Canvas, rng: np.random.Generator) -> None:
+def _great_vessels(canvas: Canvas, rng: np.random.Generator, cirrhosis: float) -> None:
     r = rng.uniform(9, 12.5)
     wander = rng.normal(0, 2.5)
     aorta = [(290, 22, 24), (110, 23, 20), (40, 20, 13 + wander), (-60, 18, 8), (-150, 16, 5)]
@@ -75,7 +88,6 @@ def _great_vessels(canvas: Canvas, rng: np.random.Generator) -> None:
         np.full(10, 2.6),
         Tissue.AORTA,
     )
-    _tube(canvas, [(4, -1, 6), (8, 8, 40), (6, 22, 84)], np.full(10, 2.4), Tissue.AORTA)
     for side, z in ((-1, -48), (1, -42)):
         hilum = (z - 6.0, 40.0, 44.0 * side)
         _tube(canvas, [(z, 18, 8), (z - 3, 27, 26 * side), hilum], np.full(8, 2.6), Tissue.AORTA)
@@ -86,21 +98,50 @@ def _great_vessels(canvas: Canvas, rng: np.random.Generator) -> None:
             Tissue.CAVA,
         )
     # Portal trunk to the confluence behind the pancreas, splenic and superior mesenteric vein.
-    wide = rng.uniform(5.6, 7.4)
+    wide = rng.uniform(5.2, 7.4) + 1.6 * cirrhosis
     confluence = (-38.0, -3.0, -6.0)
     _tube(canvas, [HILUM_MM, (-18, -2, -20), confluence], np.full(10, wide), Tissue.PORTAL_VEIN)
-    _tube(
-        canvas,
-        [confluence, (-24, 2, 30), (-6, 20, 62), (6, 30, 88)],
-        np.linspace(wide * 0.75, 3.4, 16),
-        Tissue.PORTAL_VEIN,
-    )
     _tube(
         canvas,
         [confluence, (-80, -8, -6), (-150, -18, -18)],
         np.linspace(wide * 0.85, 4.2, 14),
         Tissue.PORTAL_VEIN,
     )
+
+
+def _splenic_vessels(canvas: Canvas, rng: np.random.Generator, cirrhosis: float) -> None:
+    """Splenic vein behind the pancreas, the tortuous artery above it, hilar branches, varices."""
+    wide = rng.uniform(3.6, 5.2) + 1.8 * cirrhosis
+    lift = rng.uniform(-6, 10)
+    hilum = np.array([4.0 + lift, 26.0, 80.0])
+    vein = [(-38.0, -3.0, -6.0), (-26, 2, 28), (-8 + lift / 2, 18, 60), tuple(hilum)]
+    _tube(canvas, vein, np.linspace(wide, 0.75 * wide, 16), Tissue.PORTAL_VEIN)
+    twist = rng.uniform(3, 9)
+    artery = [(4.0, -1.0, 6.0)]
+    for number, x in enumerate((22, 34, 46, 58, 70)):
+        swing = twist * (-1) ** number
+        artery.append((2 + swing + lift * x / 80, 6 + 0.22 * x + 0.4 * swing, float(x)))
+    artery.append((hilum[0] + 5, hilum[1], hilum[2]))
+    _tube(canvas, artery, np.linspace(2.9, 2.1, 30), Tissue.AORTA)
+    reach = rng.uniform((-38, 0, 78), (62, 62, 112), (26, 3))
+    _branches(canvas, reach, hilum, 0.7 * wide, Tissue.PORTAL_VEIN)
+    if cirrhosis > 0.45:
+        # Varices: round the lower esophagus and fundus, and from the splenic hilum to the kidney.
+        for _ in range(int(rng.integers(2, 6))):
+            start = hilum + rng.normal(0, 6, 3)
+            end = np.array([rng.uniform(30, 60), rng.uniform(0, 14), rng.uniform(22, 44)])
+            if rng.random() < 0.35:
+                end = np.array([-46.0, 28.0, 34.0])
+            path = start + np.linspace(0, 1, 6)[:, None] * (end - start)
+            path[1:-1] += rng.normal(0, 7, (4, 3))
+            course = [(float(z), float(y), float(x)) for z, y, x in path]
+            _tube(canvas, course, np.full(20, rng.uniform(2, 4.5)), Tissue.PORTAL_VEIN)
+
+
+def _branches(
+    canvas: Canvas, points: np.ndarray, start: np.ndarray, radius_mm: float, tissue: Tissue
+) -> None:
+    paint_tree(canvas, grow_tree(points, start, radius_mm), tissue, FAT)
 
 
 def _kidney(canvas: Canvas, rng: np.random.Generator, side: int) -> None:
@@ -149,153 +190,52 @@ def _pancreas(canvas: Canvas, rng: np.random.Generator) -> None:
     for view, f in tube_pieces(frame, curve(points, 18), radii, margin_mm=3):
         f = f + 2.2 * frame.sample(view, lobules)
         canvas.put(view, (f < 0) & (canvas.liver[view.slices] > 1), Tissue.PANCREAS, FAT)
-    # Duodenum: from the pylorus around the pancreatic head.
-    loop = [
-        (-34, -34, -24),
-        (-34, -18, -44),
-        (-60, 0, -48),
-        (-88, 6, -34),
-        (-94, 2, 0),
-        (-74, -6, 30),
-    ]
-    _gut(canvas, rng, loop, np.full(16, rng.uniform(9.5, 12)), gas=0.1, wall_mm=2.5)
 
 
-def _stomach(canvas: Canvas, rng: np.random.Generator) -> None:
+def _spleen(canvas: Canvas, rng: np.random.Generator, cirrhosis: float) -> None:
+    """A crescent between diaphragm and stomach, larger with portal hypertension."""
     frame = canvas.frame
-    view = frame.view((-95, -110, -60), (95, 75, 150))
+    s = float(np.clip(np.exp(rng.normal(-0.13, 0.14)), 0.66, 1.2)) * (1 + 0.28 * cirrhosis)
+    center = (14 - 34 * (s - 1), 40.0 - 16 * (s - 1), 96.0 - 14 * (s - 1))
+    view = frame.around(center, 82 * max(s, 1.0))
     if view is None:
         return
-    s = rng.uniform(0.85, 1.28)
-    drop = rng.uniform(-8, 12)
-    chain = [
-        ((48.0, 20.0, 70.0), (38 * s, 34 * s, 36 * s)),
-        ((14.0 - drop, -8.0, 78.0), (36 * s, 28 * s, 27 * s)),
-        ((-22.0 - drop, -40.0, 52.0), (24 * s, 22 * s, 34 * s)),
-        ((-36.0 - drop / 2, -46.0, 10.0), (15 * s, 15 * s, 30 * s)),
-        ((-34.0, -36.0, -16.0), (9 * s, 9 * s, 16 * s)),
-    ]
-    f = ellipsoid(view, *chain[0])
-    for center, radii in chain[1:]:
-        f = smooth_union(f, ellipsoid(view, center, radii), 16)
-    f = f + 2.5 * frame.sample(view, Noise.draw(rng, 26.0))
-    f = smooth_cut(f, -(canvas.cavity[view.slices] + 4), 4)
-    f = smooth_cut(f, -(canvas.dome[view.slices] + 3), 4)
-    gap = rng.uniform(0.0, 3.0)
-    f = smooth_cut(f, canvas.liver[view.slices] - np.float32(gap), 3)
-    canvas.put(view, f < 0, Tissue.GUT_WALL, FAT)
-    wall = rng.uniform(3.0, 5.5)
-    wall_only = (Tissue.GUT_WALL,)
-    lumen = (f < -wall - 1.5 * frame.sample(view, Noise.draw(rng, 11.0))) & (
-        canvas.tissue[view.slices] == Tissue.GUT_WALL
-    )
-    canvas.put(view, lumen, Tissue.STOMACH, wall_only)
-    level = rng.uniform(-75, -25)
-    gas = (f < -wall) & (view.y < level + 0.03 * view.x)
-    canvas.put(view, gas, Tissue.BOWEL_GAS, (Tissue.STOMACH,))
-
-
-def _spleen(canvas: Canvas, rng: np.random.Generator) -> None:
-    frame = canvas.frame
-    s = float(np.clip(rng.normal(1.0, 0.13), 0.78, 1.45))
-    center = (20 - 12 * (s - 1), 44.0, 99.0)
-    view = frame.around(center, 80)
-    if view is None:
-        return
-    f = ellipsoid(view, center, (54 * s, 56 * s, 36 * s), rotation(-14, 24), boxy=True)
-    hilum = ellipsoid(view, (12, 10, 60), (46, 34, 26))
-    f = smooth_cut(f, hilum, 8) + 2.5 * frame.sample(view, Noise.draw(rng, 30.0))
-    f = smooth_cut(f, -(canvas.cavity[view.slices] + 2.5), 5)
-    f = smooth_cut(f, -(canvas.dome[view.slices] + 3), 5)
-    canvas.put(view, (f < 0) & (canvas.liver[view.slices] > 1.5), Tissue.SPLEEN, FAT)
-
-
-def _gut(
-    canvas: Canvas,
-    rng: np.random.Generator,
-    points: Sequence[Triple],
-    radii: np.ndarray,
-    *,
-    gas: float,
-    wall_mm: float,
-    stool: bool = False,
-) -> None:
-    """One stretch of bowel: wall, content, gas in front (and in stool, as bubbles)."""
-    frame = canvas.frame
-    path = curve(points, len(radii))
-    pieces = tube_pieces(frame, path, radii)
-    for view, f in pieces:
-        free = (canvas.liver[view.slices] > 1.0) & (canvas.cavity[view.slices] < -2)
-        canvas.put(view, (f < 0) & free, Tissue.GUT_WALL, FAT)
-    bubbles = Noise.draw(rng, 6.5, (-200, -140, -180), (120, 120, 180)) if stool else None
-    filled = rng.uniform(-1, 1, 4)
-    for number, (view, f) in enumerate(pieces):
-        inside = f < -wall_mm
-        canvas.put(view, inside, Tissue.BOWEL, (Tissue.GUT_WALL,))
-        height = (view.y - path[number][1]) / radii[number]
-        share = np.interp(number / len(pieces), np.linspace(0, 1, 4), filled)
-        airy = height < -1.1 + 2.2 * gas + 0.7 * gas * share
-        if bubbles is not None:
-            airy |= frame.sample(view, bubbles) > 0.55
-        canvas.put(view, inside & airy, Tissue.BOWEL_GAS, (Tissue.BOWEL,))
-
-
-def _bowel(canvas: Canvas, rng: np.random.Generator) -> None:
-    sag = rng.uniform(-22, 12)
-    wide = rng.uniform(0.85, 1.2)
-    front = -66 + rng.uniform(-6, 8)
-    colon = [
-        (-300, 0, -92),
-        (-150, 8, -100),
-        (-104, -6, -96),
-        (-92 + sag / 2, -48, -68),
-        (-96 + sag, front, 0),
-        (-66 + sag / 2, front + 6, 62),
-        (-12, -14, 106),
-        (-30, 30, 108),
-        (-110, 34, 108),
-        (-300, 20, 100),
-    ]
-    n = 64
-    haustra = 1 + 0.16 * np.sin(np.arange(n) * 1.9 + rng.uniform(0, 6))
-    taper = np.interp(np.linspace(0, 1, n), [0, 0.3, 0.6, 1], [24, 20, 18, 13])
-    _gut(
-        canvas,
-        rng,
-        colon,
-        wide * taper * haustra,
-        gas=rng.uniform(0.1, 0.75),
-        wall_mm=2.2,
-        stool=True,
-    )
-    for _ in range(20):
-        here = np.array([rng.uniform(-165, -52), rng.uniform(-66, 2), rng.uniform(-66, 88)])
-        heading = rng.normal(0, 1, 3)
-        points = []
-        for _ in range(5):
-            points.append(tuple(here))
-            heading = heading + rng.normal(0, 0.9, 3)
-            here = here + 24 * heading / np.linalg.norm(heading)
-            here = np.clip(here, (-220, -70, -75), (-55, 5, 92))
-        _gut(
-            canvas,
-            rng,
-            points,
-            np.full(14, rng.uniform(8.5, 13)),
-            gas=float(rng.random() < 0.35) * rng.uniform(0, 0.6),
-            wall_mm=2.4,
+    axes = rotation(-14 + rng.uniform(-10, 10), 24 + rng.uniform(-12, 12))
+    long, wide = rng.uniform(0.9, 1.15, 2)
+    f = ellipsoid(view, center, (54 * s * long, 60 * s * wide, 46 * s), axes, boxy=True)
+    # The bed of the stomach hollows it; a notch or two cut its front edge.
+    bed = ellipsoid(view, (28, -6, 46), (66, 50, 44 - 6 * cirrhosis))
+    f = smooth_cut(f, bed, 9) + 3.5 * frame.sample(view, Noise.draw(rng, 28.0))
+    for _ in range(int(rng.integers(0, 3))):
+        level = center[0] + rng.uniform(-26, 26)
+        notch = np.abs(view.z - level - 0.3 * (view.y - 20)) - rng.uniform(0.8, 2.0)
+        f = smooth_cut(f, np.maximum(notch, view.y - rng.uniform(18, 34)), 3)
+    f = smooth_cut(f, -(canvas.cavity[view.slices] + np.float32(rng.uniform(0, 2.5))), 4)
+    f = smooth_cut(f, -(canvas.dome[view.slices] + np.float32(rng.uniform(0.4, 2))), 4)
+    canvas.put(view, (f < 0) & (canvas.liver[view.slices] > 0), Tissue.SPLEEN, FAT)
+    if rng.random() < 0.12:
+        spot = (center[0] - rng.uniform(0, 30), rng.uniform(10, 34), rng.uniform(62, 80))
+        _tube(
+            canvas, [spot, (spot[0] + 1, *spot[1:])], np.full(2, rng.uniform(4, 8)), Tissue.SPLEEN
         )
 
 
 def _mesentery(canvas: Canvas, rng: np.random.Generator) -> None:
+    """Small vessels of mesentery, omentum, the stomach's curvatures and the left upper fat."""
+    vein = Tissue.PORTAL_VEIN
     points = rng.uniform((-170, -75, -80), (-62, -8, 85), (130, 3))
-    paint_tree(
-        canvas, grow_tree(points, np.array([-84.0, -10.0, -6.0]), 4.6), Tissue.PORTAL_VEIN, FAT
-    )
-    omentum = rng.uniform((-60, -85, -20), (-10, -60, 90), (40, 3))
-    paint_tree(
-        canvas, grow_tree(omentum, np.array([-36.0, -60.0, 40.0]), 3.2), Tissue.PORTAL_VEIN, FAT
-    )
+    _branches(canvas, points, np.array([-84.0, -10.0, -6.0]), 4.6, vein)
+    omentum = rng.uniform((-90, -88, -30), (34, -50, 100), (110, 3))
+    _branches(canvas, omentum, np.array([-36.0, -60.0, 40.0]), 4.0, vein)
+    left = rng.uniform((-70, -50, 30), (40, 50, 112), (70, 3))
+    _branches(canvas, left, np.array([-30.0, -4.0, 34.0]), 3.4, vein)
+    lesser = rng.uniform((-16, -40, 4), (44, 0, 44), (34, 3))
+    _branches(canvas, lesser, np.array([0.0, -4.0, 4.0]), 3.0, Tissue.AORTA)
+    # Nodes in the hepatoduodenal ligament and beside the celiac trunk.
+    for _ in range(int(rng.integers(0, 5))):
+        z, y, x = rng.uniform((-50, -16, -34), (14, 6, 14))
+        long = rng.uniform(3, 9)
+        _tube(canvas, [(z, y, x), (z - 2, y, x - long)], np.full(3, rng.uniform(2, 4)), NODE)
 
 
 def _ascites(canvas: Canvas, amount: float) -> None:

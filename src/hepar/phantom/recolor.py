@@ -45,6 +45,7 @@ _HU: dict[Tissue, tuple[float, float, float, float, float, float]] = {
     Tissue.CORTICAL_BONE: (600, 600, 610, 610, 150, 120),
     Tissue.GUT_WALL: (40, 75, 90, 80, 15, 10),
     Tissue.MYOCARDIUM: (45, 95, 110, 100, 15, 8),
+    Tissue.PERFUSION: (56, 90, 110, 95, 14, 6),
 }
 TISSUE_HU = np.array([_HU[t][:4] for t in Tissue], dtype=np.float32)
 SPREAD_HU = np.array([_HU[t][4] for t in Tissue], dtype=np.float32)
@@ -125,6 +126,7 @@ def draw_means(rng: np.random.Generator, *, wild: float = 0.15) -> Float32[np.nd
     if rng.random() < wild:
         mean[_WILD] = rng.uniform(-20, 250, size=len(_WILD))
         mean[Tissue.FAT] = rng.uniform(-130, -70)
+    mean[Tissue.PERFUSION] = mean[Tissue.LIVER]
     return mean.astype(np.float32)
 
 

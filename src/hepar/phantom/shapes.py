@@ -123,6 +123,19 @@ class Frame:
             coordinates.append(value)
         self.z, self.y, self.x = coordinates
 
+    def finer(self, count: int) -> Frame:
+        """The same box with every slice cut into `count` subslices."""
+        if count == 1:
+            return self
+        dz = self.spacing_mm[0] / count
+        z = self.origin_mm[0] - (count - 1) / 2 * dz
+        return Frame(
+            (self.shape[0] * count, *self.shape[1:]),
+            (dz, *self.spacing_mm[1:]),
+            (z, *self.origin_mm[1:]),
+            self.bend,
+        )
+
     def whole(self) -> View:
         """The view of every voxel."""
         return View((slice(None), slice(None), slice(None)), self.z, self.y, self.x)

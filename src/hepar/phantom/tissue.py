@@ -34,6 +34,7 @@ class Tissue(IntEnum):
     CORTICAL_BONE = 23
     GUT_WALL = 24
     MYOCARDIUM = 25
+    PERFUSION = 26  # liver that is fed by arteries alone
 
 
-LIVER_TISSUES = (Tissue.LIVER, Tissue.PORTAL_VEIN, Tissue.HEPATIC_VEIN)
+LIVER_TISSUES = (Tissue.LIVER, Tissue.PERFUSION, Tissue.PORTAL_VEIN, Tissue.HEPATIC_VEIN)

@@ -1,4 +1,4 @@
-"""The torso: skin, fat, muscle, spine, ribs, diaphragm, lungs and heart."""
+"""The torso: skin, fat, muscle, spine, ribs and diaphragm; it calls for chest and arms."""
 
 from __future__ import annotations
 
@@ -6,22 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hepar.phantom.shapes import (
-    Frame,
-    Noise,
-    Triple,
-    View,
-    curve,
-    ellipsoid,
-    rotation,
-    superellipse_depth,
-    tube_pieces,
-)
+from hepar.phantom.arms import paint_arms
+from hepar.phantom.canvas import Canvas
+from hepar.phantom.chest import paint_chest
+from hepar.phantom.shapes import Frame, Noise, View, curve, superellipse_depth, tube_pieces
 from hepar.phantom.tissue import Tissue
 
 SPINE_Y_MM = 46.0
 SPINE_PERIOD_MM = 33.0
 RIB_PERIOD_MM = 27.0
+ARMS_DOWN_SHARE = 0.15
 TABLE_STEP_MM = 0.5
 
 
@@ -31,7 +25,8 @@ class Torso:
 
     `front`/`back`/`half_width` bound the cavity inside the muscle wall; fat and muscle lie
     outside it. `dome` is the height of the diaphragm over (y, x), tabled every 0.5 mm with its
-    slope, so that a voxel's distance to it costs one look-up.
+    slope, so that a voxel's distance to it costs one look-up. `arms` is 0 where they are raised,
+    else their bulk; `muscle_fat` is how much the back muscles have turned to fat, 0 .. 1.
     """
 
     front_mm: float
@@ -48,6 +43,8 @@ class Torso:
     saddle_mm: float
     heart_scale: float
     bone_scale: float
+    arms: float = 0.0
+    muscle_fat: float = 0.0
 
     @classmethod
     def draw(cls, rng: np.random.Generator, obesity: float) -> Torso:
@@ -69,6 +66,8 @@ class Torso:
             saddle_mm=rng.uniform(12, 24),
             heart_scale=rng.uniform(0.88, 1.15),
             bone_scale=rng.uniform(0.92, 1.08),
+            arms=rng.uniform(0.05, 1.0) if rng.random() < ARMS_DOWN_SHARE else 0.0,
+            muscle_fat=float(rng.beta(1.3, 2.2)),
         )
 
     def skin_box_mm(self) -> tuple[float, float, float]:
@@ -122,24 +121,6 @@ class Torso:
         return (view.z - height.ravel()[index]) * cosine.ravel()[index]
 
 
-@dataclass
-class Canvas:
-    """The tissue map being painted, with the distances that later organs respect."""
-
-    frame: Frame
-    tissue: np.ndarray
-    cavity: np.ndarray
-    dome: np.ndarray
-    liver: np.ndarray
-
-    def put(self, view: View, inside: np.ndarray, tissue: Tissue, over: tuple[Tissue, ...]) -> None:
-        """Set `tissue` where `inside`, only over the named tissues (all when empty)."""
-        target = self.tissue[view.slices]
-        if over:
-            inside = inside & np.isin(target, [int(t) for t in over])
-        target[inside] = tissue
-
-
 def paint_torso(frame: Frame, torso: Torso, rng: np.random.Generator) -> Canvas:
     """Body wall, skeleton, lungs and heart; the abdominal cavity is left as fat."""
     view = frame.whole()
@@ -151,6 +132,7 @@ def paint_torso(frame: Frame, torso: Torso, rng: np.random.Generator) -> Canvas:
         cavity,
         dome,
         np.full(frame.shape, 1e3, np.float32),
+        leanness=float(np.clip(1.25 - torso.fat_front_mm / 25, 0, 1)),
     )
     skin = torso.skin_depth(view)
     wall = Noise.draw(rng, 36.0)
@@ -162,13 +144,13 @@ def paint_torso(frame: Frame, torso: Torso, rng: np.random.Generator) -> Canvas:
     # The flat muscles of the wall are layers with fat between them, below the ribs.
     layer = (np.abs(muscle + 0.55 * torso.wall_mm) < 0.9) & (view.z < -45) & (cavity > 1)
     tissue[layer & (np.abs(view.x) > 55)] = Tissue.FAT
-    streaks = np.abs(frame.sample(view, Noise.draw(rng, 17.0))) < 0.024
-    tissue[streaks & (muscle < -2) & (view.y > 25)] = Tissue.FAT
     tissue[cavity < 0] = Tissue.FAT
     _ribs(canvas, torso, muscle)
-    _lungs(canvas, torso, rng)
+    paint_chest(canvas, torso.right_dome_mm - torso.saddle_mm, torso.heart_scale, rng)
+    _back_muscles(canvas, torso, rng)
     _spine(canvas, torso)
-    _back_muscles(canvas)
+    if torso.arms > 0:
+        paint_arms(canvas, torso.skin_box_mm(), torso.arms, rng)
     return canvas
 
 
@@ -180,10 +162,10 @@ def _ribs(canvas: Canvas, torso: Torso, muscle: np.ndarray) -> None:
     depth = -muscle[view.slices]
     # Angle from the back (0) to the front (1); ribs sink as they run forward.
     angle = np.abs(np.arctan2(view.x, view.y - 5)) / np.float32(np.pi)
-    level = (view.z + 108 * angle * np.sqrt(angle) + 14 - torso.rib_phase_mm) / RIB_PERIOD_MM
+    level = (view.z + 180 * angle * np.sqrt(angle) + 14 - torso.rib_phase_mm) / RIB_PERIOD_MM
     number = np.round(level)
     height = np.abs(level - number) * RIB_PERIOD_MM
-    end = np.clip(0.36 + 0.2 * number, 0, 0.74)
+    end = np.clip(0.34 + 0.13 * number, 0, 0.78)
     middle = 0.5 * torso.wall_mm + 0.5
     across = (depth - middle) / (4.2 * torso.bone_scale)
     ring = np.sqrt((height / 6.5) ** 2 + across**2)
@@ -192,57 +174,6 @@ def _ribs(canvas: Canvas, torso: Torso, muscle: np.ndarray) -> None:
     canvas.put(view, here & (ring < 0.62), Tissue.BONE, ())
     sternum = (angle > 0.95) & (np.abs(across) < 1.2) & (view.z > 58) & (np.abs(view.x) < 17)
     canvas.put(view, sternum, Tissue.BONE, (Tissue.MUSCLE, Tissue.FAT))
-
-
-def _lungs(canvas: Canvas, torso: Torso, rng: np.random.Generator) -> None:
-    frame, tissue = canvas.frame, canvas.tissue
-    view = frame.whole()
-    chest = (canvas.cavity < 0) & (canvas.dome > 0)
-    if not chest.any():
-        return
-    tissue[chest & (canvas.dome < 2.2)] = Tissue.MUSCLE
-    lung = chest & (canvas.dome > 2.2) & (canvas.cavity < -1.5)
-    # The mediastinum narrows between heart and spine.
-    half = 14 + 10 * np.clip((view.y - 10) / 30, 0, 1)
-    lung &= np.abs(view.x - 4) > half
-    tissue[chest & (canvas.dome > 2.2)] = Tissue.FAT
-    tissue[lung] = Tissue.LUNG
-    top = torso.right_dome_mm - torso.saddle_mm
-    s = torso.heart_scale
-    center = (top + 40 * s, -36.0, 24.0)
-    box = frame.view((top - 60, -130, -80), (top + 160, 50, 140))
-    if box is not None:
-        _heart(canvas, box, center, s)
-    for side in (-1, 1):
-        _lung_vessels(canvas, rng, side)
-
-
-def _heart(canvas: Canvas, view: View, center: Triple, s: float) -> None:
-    axes = rotation(18, -32)
-    heart = ellipsoid(view, center, (46 * s, 44 * s, 66 * s), axes)
-    over = (Tissue.LUNG, Tissue.FAT)
-    above = canvas.dome[view.slices] > 2.2
-    canvas.put(view, (heart < 9) & above, Tissue.FAT, (Tissue.LUNG,))
-    canvas.put(view, (heart < 0) & above, Tissue.MYOCARDIUM, over)
-    right = ellipsoid(
-        view, (center[0], center[1] + 2, center[2] - 32 * s), (32 * s, 34 * s, 27 * s)
-    )
-    left = ellipsoid(
-        view, (center[0], center[1], center[2] + 24 * s), (24 * s, 22 * s, 32 * s), axes
-    )
-    muscle = (Tissue.MYOCARDIUM,)
-    canvas.put(view, (right < 0) & (heart < -3), Tissue.HEART, muscle)
-    canvas.put(view, left < 0, Tissue.HEART, muscle)
-
-
-def _lung_vessels(canvas: Canvas, rng: np.random.Generator, side: int) -> None:
-    root = np.array([130.0, 5.0, 30.0 * side])
-    for _ in range(44):
-        tip = np.array([rng.uniform(30, 120), rng.uniform(-70, 70), side * rng.uniform(45, 120)])
-        bend = (root + tip) / 2 + rng.normal(0, 9, 3)
-        path = curve([tuple(root), tuple(bend), tuple(tip)], 9)
-        for view, f in tube_pieces(canvas.frame, path, np.linspace(4.0, 1.0, 9)):
-            canvas.put(view, f < 0, Tissue.HEART, (Tissue.LUNG,))
 
 
 def _spine(canvas: Canvas, torso: Torso) -> None:
@@ -273,8 +204,8 @@ def _spine(canvas: Canvas, torso: Torso) -> None:
     canvas.put(view, canal < -0.25, Tissue.MUSCLE, ())
 
 
-def _back_muscles(canvas: Canvas) -> None:
-    """Paraspinal blocks inside the cavity's back corners, psoas and the crura."""
+def _back_muscles(canvas: Canvas, torso: Torso, rng: np.random.Generator) -> None:
+    """Paraspinal blocks, psoas and crura, then the septa and the fat between the muscles."""
     frame = canvas.frame
     over = (Tissue.FAT, Tissue.LUNG)
     for side in (-1, 1):
@@ -284,6 +215,28 @@ def _back_muscles(canvas: Canvas) -> None:
         psoas = curve([(-20, 50, 24 * side), (-90, 48, 36 * side), (-200, 40, 55 * side)], 9)
         for view, f in tube_pieces(frame, psoas, np.linspace(6, 24, 9)):
             canvas.put(view, f < 0, Tissue.MUSCLE, over)
+        wide = rng.uniform(3.2, 5.2)
         crus = curve([(62, 14, 16 * side + 6), (20, 22, 25 * side + 4), (-45, 30, 18 * side)], 9)
-        for view, f in tube_pieces(frame, crus, np.linspace(4.5, 4.0, 9)):
+        for view, f in tube_pieces(frame, crus, np.linspace(wide + 0.5, wide, 9)):
             canvas.put(view, f < 0, Tissue.MUSCLE, over)
+    view = frame.view((-330, 55, -110), (280, 150, 110))
+    if view is not None:
+        _septa(canvas, view, torso.muscle_fat, rng)
+
+
+def _septa(canvas: Canvas, view: View, share: float, rng: np.random.Generator) -> None:
+    """Fat planes round the erector spinae and within it, and marbling beside the spine."""
+    y, x = view.y - (SPINE_Y_MM + 40), np.abs(view.x)
+    patchy = canvas.frame.sample(view, Noise.draw(rng, 22.0))
+    block = np.sqrt((y / 21) ** 2 + ((x - 31) / 28) ** 2)
+    width = (0.4 + 1.5 * share) * (0.6 + patchy)
+    sheath = np.abs(block - 1) * 23 < width
+    # Multifidus, longissimus and iliocostalis part along two slanting planes.
+    for middle, slant in ((19.0, 0.25), (38.0, 0.5)):
+        sheath |= (np.abs(x - middle - slant * y) < 0.7 * width) & (block < 1) & (y > -12)
+    sheath &= (x > 9) & (y > -18)
+    canvas.put(view, sheath, Tissue.FAT, (Tissue.MUSCLE,))
+    grain = np.sin(view.z / 9 + patchy) * np.sin((x + 0.4 * y) / 2.3 + 3 * patchy)
+    deep = np.clip(1.15 - np.hypot(x - 14, y + 6) / 34, 0, 1) * share
+    marbled = (grain + 0.6 * patchy > 1.35 - 1.3 * deep) & (block < 0.97)
+    canvas.put(view, marbled, Tissue.FAT, (Tissue.MUSCLE,))
