@@ -19,6 +19,8 @@ from pathlib import Path
 from hepar.errors import InputRefused
 from hepar.evaluate.score import CaseScore, score_case, summarize
 from hepar.infer.bundle import default_bundle_path, load_bundle
+from hepar.phantom.population import POPULATIONS
+from hepar.phantom.version import NAME
 from hepar.release import PhantomCase, phantom_case
 from hepar.stages.liver import find_liver
 from hepar.stages.tumor import find_lesions
@@ -26,6 +28,8 @@ from hepar.study import PHASE_ORDER, LesionMap, Phase
 from hepar.systems.baselines.hu_threshold import HuThresholdSettings
 
 FIRST_SEED = 910_000  # training, calibration and the demo use others
+# With the rare kinds of lesion that no training patient shows.
+TEST = replace(POPULATIONS["general"], rare="all")
 SUBSETS = {
     "all phases": PHASE_ORDER,
     "without ART": (Phase.NC, Phase.PV, Phase.DL),
@@ -70,7 +74,7 @@ def main() -> None:
     refused: list[str] = []
     begun = time.perf_counter()
     for seed in range(FIRST_SEED, FIRST_SEED + options.patients):
-        case = phantom_case(seed)
+        case = phantom_case(seed, population=TEST)
         try:
             liver = find_liver(case.aligned, bundle.model("liver"))
         except InputRefused as refusal:
@@ -85,6 +89,7 @@ def main() -> None:
         rows.setdefault("HU threshold, PV", []).append(score_lesions(case, threshold, seed))
         print(f"{seed} {time.perf_counter() - begun:.0f} s", flush=True)
     document = {
+        "phantom": NAME,
         "model_sha256": bundle.sha256,
         "patients": options.patients,
         "first_seed": FIRST_SEED,

@@ -491,6 +491,7 @@ def fit_step(
     start = (profile[-4:].mean(), profile[:4].mean(), 0.0, 1.0)
 
     def step(x: np.ndarray, low: float, high: float, at: float, sigma: float) -> np.ndarray:
+        """A Gaussian-blurred step down from `high` to `low` at `at`."""
         return low + (high - low) * special.ndtr(-(x - at) / max(abs(sigma), 0.05))
 
     try:
@@ -522,10 +523,12 @@ def measure(scan: Scan) -> dict[str, Any]:
 
 
 def rounded(value: Any, digits: int = 1) -> float:
+    """A number as it is written down."""
     return round(float(value), digits)
 
 
 def listed(values: np.ndarray) -> list[float]:
+    """Numbers as they are written down."""
     return [rounded(v) for v in values]
 
 
@@ -596,6 +599,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def commit() -> str:
+    """What `git describe` says of this checkout."""
     run = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).parent,
@@ -629,6 +633,7 @@ def run(seeds: int, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure, write the JSON, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("-o", "--out", type=Path, help="write every number here as JSON")

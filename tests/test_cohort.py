@@ -136,6 +136,34 @@ def test_property_a_missing_file_is_refused(folder):
     assert caught.value.code == "E_COHORT"
 
 
+def test_property_the_test_split_is_in_no_fold(folder):
+    header = HEADER.replace("age", "split")
+    path = write(
+        folder,
+        "a,P1,,a-art.nii,a-pv.nii,,PV,,a-label.nii,,0,train",
+        "b,P2,,,b-pv.nii,,,,b-label.nii,,1,validation",
+        "c,P3,,c-art.nii,c-pv.nii,,ART,,c-label.nii,,,Test",
+        "d,P4,,c-art.nii,c-pv.nii,,ART,,c-label.nii,,1,test",
+        header=header,
+    )
+    cases = read_cohort(path, need=("label", "fold"))
+    assert [case.fold for case in cases] == [0, 1, None, None]
+    source = CohortCases(CohortData(path=path, fold=1), SPEC, cache_dir=None)
+    assert [case.case_id for case in source.train] == ["a"]
+    assert [case.case_id for case in source.held_out] == ["b"]
+
+
+def test_errors_a_patient_in_the_test_split_and_in_a_fold(folder):
+    path = write(
+        folder,
+        "a,P1,,a-art.nii,a-pv.nii,,PV,,a-label.nii,,1,test",
+        "b,P1,,,b-pv.nii,,,,b-label.nii,,1,train",
+        header=HEADER.replace("age", "split"),
+    )
+    with pytest.raises(InputRefused, match="patient P1 is in fold 1, but in no fold on line 2"):
+        read_cohort(path, need=("label", "fold"))
+
+
 def test_property_a_fold_without_cases_is_refused(folder):
     data = CohortData(path=folder / "cohort.csv", fold=7)
     with pytest.raises(InputRefused, match="fold 7"):

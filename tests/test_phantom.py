@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from hepar.errors import UsageError
 from hepar.phantom.anatomy import Anatomy, anatomy, label_map
-from hepar.phantom.enhancement import Contrast, draw_time_s, tissue_hu
-from hepar.phantom.lesions import LESION_TYPES, LesionSpec, Part, draw_lesions, rasterize
-from hepar.phantom.scanner import NOISE_SD_HU, PHASES, Session, paint
+from hepar.phantom.enhancement import tissue_hu
+from hepar.phantom.motion import Motion, pull
+from hepar.phantom.reconstruction import NOISE_SD_HU
+from hepar.phantom.scanner import PHASES, Session, paint
 from hepar.phantom.tissue import Tissue
+from hepar.phantom.version import NAME, fingerprint
+from hepar.study import LESION_TYPES
 
+FROZEN = "not yet"
 COARSE_MM = (6.0, 6.0, 6.0)
 SEEDS = tuple(range(12))
 
@@ -36,11 +39,6 @@ def centroid_mm(patient: Anatomy, mask: np.ndarray) -> np.ndarray:
     return np.argwhere(mask).mean(axis=0) * np.asarray(patient.spacing_mm) + np.asarray(
         patient.origin_mm
     )
-
-
-def ball(radius_mm: float, center_mm: tuple[float, float, float]) -> LesionSpec:
-    radii = (radius_mm, radius_mm, radius_mm)
-    return LesionSpec(1, "cyst", center_mm, radii, 7, 0.0, 2.0)
 
 
 # Property: what a seed fixes.
@@ -178,7 +176,7 @@ def test_property_lesions_lie_in_the_liver_and_match_their_specs(
         assert not ((patient.instances > 0) & ~patient.liver).any()
         assert ((patient.parts > 0) == (patient.instances > 0)).all()
         assert (patient.tissue[patient.instances > 0] == Tissue.LIVER).all()
-        labels = label_map(patient)
+        labels = label_map(patient.liver, patient.instances)
         assert ((labels == 2) == (patient.instances > 0)).all()
         assert ((labels > 0) == patient.liver).all()
         seen |= {spec.type for spec in patient.lesions}
@@ -186,116 +184,7 @@ def test_property_lesions_lie_in_the_liver_and_match_their_specs(
     assert len(seen) >= 4
 
 
-@pytest.mark.parametrize("irregularity", [0.0, 0.2])
-def test_closed_form_lesion_volume_is_its_ellipsoid(irregularity: float) -> None:
-    liver = np.ones((60, 80, 80), bool)
-    spec = replace(
-        ball(14.0, (45.0, 40.0, 40.0)), radii_mm=(16.0, 12.0, 14.0), irregularity=irregularity
-    )
-    instances, _, kept = rasterize((spec,), liver, (1.5, 1.0, 1.0))
-    expected = 4 / 3 * np.pi * np.prod(spec.radii_mm)
-    assert len(kept) == 1
-    assert (instances > 0).sum() * 1.5 == pytest.approx(expected, rel=0.03)
-
-
-def test_closed_form_earlier_lesion_keeps_its_voxels_and_lost_ones_leave_the_list() -> None:
-    liver = np.ones((30, 30, 30), bool)
-    first, buried = ball(10.0, (15.0, 15.0, 15.0)), ball(4.0, (15.0, 15.0, 15.0))
-    last = ball(3.0, (4.0, 4.0, 4.0))
-    instances, _, kept = rasterize((first, buried, last), liver, (1.0, 1.0, 1.0))
-    assert [spec.id for spec in kept] == [1, 2]
-    assert kept[1].center_mm == last.center_mm
-    assert instances[15, 15, 15] == 1
-    assert instances[4, 4, 4] == 2
-
-
-def test_closed_form_capsule_is_outside_and_scar_inside() -> None:
-    liver = np.ones((50, 50, 50), bool)
-    base = ball(18.0, (25.0, 25.0, 25.0))
-    hcc = replace(base, type="hcc", traits=("capsule",))
-    _, parts, _ = rasterize((hcc,), liver, (1.0, 1.0, 1.0))
-    offsets = np.argwhere(parts == Part.CAPSULE) - 25.0
-    assert np.linalg.norm(offsets, axis=1).min() > 15
-    fnh = replace(base, type="fnh", traits=("scar",))
-    _, parts, _ = rasterize((fnh,), liver, (1.0, 1.0, 1.0))
-    offsets = np.argwhere(parts == Part.SCAR) - 25.0
-    assert len(offsets)
-    assert np.linalg.norm(offsets, axis=1).max() < 12
-
-
-def test_closed_form_a_fifth_of_patients_are_tumor_free_and_sizes_are_bounded() -> None:
-    z, y, x = np.ogrid[-14:15, -14:15, -14:15]
-    liver = (z * z + y * y + x * x) < 13**2
-    drawn = [
-        draw_lesions(liver, (6.0, 6.0, 6.0), (0.0, 0.0, 0.0), np.random.default_rng(seed))
-        for seed in range(300)
-    ]
-    free = np.mean([not specs for specs in drawn])
-    assert 0.13 < free < 0.27  # 20 % +- 3 SD of 300 draws
-    assert 1 <= max(len(specs) for specs in drawn) <= 8
-    specs = [spec for patient in drawn for spec in patient]
-    diameters = [2 * float(np.prod(spec.radii_mm)) ** (1 / 3) for spec in specs]
-    assert min(diameters) > 3.9
-    assert max(diameters) < 80.1
-    assert {spec.type for spec in specs} == set(LESION_TYPES)
-    for patient in drawn:
-        for i, a in enumerate(patient):
-            for b in patient[i + 1 :]:
-                apart = np.linalg.norm(np.subtract(a.center_mm, b.center_mm))
-                assert apart > max(a.radii_mm) + max(b.radii_mm)
-
-
-def test_closed_form_no_liver_no_lesions() -> None:
-    nothing = np.zeros((4, 4, 4), bool)
-    assert draw_lesions(nothing, COARSE_MM, (0.0, 0.0, 0.0), np.random.default_rng(1)) == ()
-
-
 # Enhancement and scanner.
-
-
-def reference_contrast() -> Contrast:
-    zeros = np.zeros(len(Tissue))
-    return Contrast(iodine=1.0, tempo=1.0, baseline_hu=zeros, gain=zeros + 1)
-
-
-@pytest.mark.parametrize(
-    ("tissue", "expected"),
-    [
-        (Tissue.LIVER, (55, 65, 110, 95)),
-        (Tissue.AORTA, (40, 300, 160, 120)),
-        (Tissue.PORTAL_VEIN, (40, 110, 175, 125)),
-        (Tissue.HEPATIC_VEIN, (40, 50, 165, 125)),
-        (Tissue.SPLEEN, (48, 120, 130, 105)),
-        (Tissue.KIDNEY_CORTEX, (32, 170, 190, 170)),
-        (Tissue.KIDNEY_MEDULLA, (32, 60, 170, 190)),
-        (Tissue.MUSCLE, (55, 58, 65, 65)),
-        (Tissue.FAT, (-100, -100, -100, -100)),
-    ],
-)
-def test_closed_form_reference_patient_meets_the_centers(
-    tissue: Tissue, expected: tuple[int, ...]
-) -> None:
-    contrast = reference_contrast()
-    drawn = [float(tissue_hu(contrast, t)[tissue]) for t in (0.0, 35.0, 70.0, 180.0)]
-    assert drawn == pytest.approx(expected, abs=5)
-
-
-def test_property_contrast_reaches_aorta_before_portal_before_hepatic_veins() -> None:
-    contrast = reference_contrast()
-    times = np.arange(5.0, 90.0, 1.0)
-    curves = np.stack([tissue_hu(contrast, float(t)) for t in times])
-    order = (Tissue.AORTA, Tissue.PORTAL_VEIN, Tissue.HEPATIC_VEIN)
-    arrival = [times[np.argmax(curves[:, code] > 85)] for code in order]
-    assert arrival[0] < arrival[1] < arrival[2]
-
-
-def test_closed_form_phase_times() -> None:
-    rng = np.random.default_rng(0)
-    windows = {"ART": (20, 40.1), "PV": (60, 90), "DL": (120, 300)}
-    for phase, (low, high) in windows.items():
-        drawn = np.array([draw_time_s(rng, phase) for _ in range(500)])
-        assert 0.85 < ((drawn >= low) & (drawn <= high)).mean() <= 1.0
-    assert draw_time_s(rng, "NC") == 0.0
 
 
 def test_closed_form_painted_means_are_the_drawn_ones(patients: dict[int, Anatomy]) -> None:
@@ -319,7 +208,7 @@ def test_closed_form_noise_has_the_drawn_sd() -> None:
     empty = np.zeros(shape, np.uint8)
     patient = Anatomy(fluid, empty > 0, empty, empty, (), (2.5, 1.5, 1.5), texture_seed=3)
     for seed in range(3):
-        drawn = Session.draw(patient, seed).noise_sd_hu
+        drawn = Session.draw(patient, seed).reconstruction.noise_sd_hu
         assert NOISE_SD_HU[0] <= drawn <= NOISE_SD_HU[1]
         measured = paint(patient, seed, phases=("PV",)).hu["PV"].std()
         assert measured == pytest.approx(drawn, rel=0.3)
@@ -350,3 +239,59 @@ def test_errors_name_what_is_wrong(patient_with_lesions: Anatomy) -> None:
         anatomy(0, field="pelvis")
     with pytest.raises(UsageError, match="positive"):
         anatomy(0, shape=(0, 4, 4))
+
+
+# Motion and artifacts.
+
+
+def test_oracle_pull_against_scipy() -> None:
+    rng = np.random.default_rng(1)
+    image = rng.normal(size=(9, 14, 11)).astype(np.float32)
+    field = rng.uniform(-6, 6, (3, 9, 14, 11)).astype(np.float32)
+    spacing = (2.5, 1.5, 1.2)
+    place = np.stack(np.meshgrid(*(np.arange(n) for n in image.shape), indexing="ij"))
+    place = place + field / np.asarray(spacing).reshape(3, 1, 1, 1)
+    expected = ndimage.map_coordinates(image, place, order=1, mode="nearest")
+    np.testing.assert_allclose(pull(image, field, spacing), expected, atol=2e-5)
+
+
+def test_property_breathing_moves_organs_and_leaves_the_wall(
+    patient_with_lesions: Anatomy,
+) -> None:
+    still = paint(patient_with_lesions, 4)
+    moved = paint(patient_with_lesions, 4, breathing_mm=18.0)
+    assert moved.hu["PV"].tobytes() == still.hu["PV"].tobytes()
+    field = moved.displacement_mm["ART"]
+    length = np.sqrt((field**2).sum(axis=0))
+    inside = patient_with_lesions.liver
+    assert 10 < np.median(length[inside]) < 20
+    assert length.max() <= 25
+    bone = patient_with_lesions.tissue == Tissue.CORTICAL_BONE
+    assert (length[bone] == 0).all()
+    assert "PV" not in moved.displacement_mm
+    assert not still.displacement_mm
+
+
+def test_property_mishaps_spoil_one_phase_of_some_visits() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [Motion.draw(rng, PHASES) for _ in range(600)]
+    assert 0.06 < np.mean([bool(m.moved) for m in drawn]) < 0.15
+    assert 0.08 < np.mean([bool(m.streaked) for m in drawn]) < 0.17
+    assert {m.moved for m in drawn} == {"", *PHASES}
+
+
+def test_property_the_other_scanner_is_noisier_and_softer(patients: dict[int, Anatomy]) -> None:
+    one = patients[2]
+    home = [Session.draw(one, s).reconstruction for s in range(60)]
+    away = [Session.draw(one, s, "external").reconstruction for s in range(60)]
+    for name in ("noise_sd_hu", "kernel_mm", "thickness_mm"):
+        here, there = (np.mean([getattr(r, name) for r in rows]) for rows in (home, away))
+        assert there > 1.1 * here
+    with pytest.raises(UsageError, match="elsewhere"):
+        paint(one, 0, scanner="elsewhere")
+
+
+def test_regression_phantom_1_is_frozen() -> None:
+    """Another fingerprint is another phantom: name it, and rerun what depended on this one."""
+    assert NAME == "phantom-1"
+    assert fingerprint() == FROZEN

@@ -66,7 +66,8 @@ def made_up(rng: np.random.Generator, shape: tuple[int, int, int], codes: int, m
         origin_mm=(0.1, 0.2, 0.3),
     )
     if mixed:
-        body = replace(body, second=draw(codes, np.uint16), share=draw(3, np.uint8))
+        second, share = draw(codes, np.uint16), draw(3, np.uint8)
+        body = replace(body, second=second, share=share, cavity=draw(2, np.bool_))
     return body
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.stats import multivariate_normal
 
+from hepar.evaluate.criterion import Criterion, bootstrap, mean_criterion
 from hepar.evaluate.patient import patient_auc
-from hepar.evaluate.phantom_check import Criterion, PhantomCheck, check, criteria, type_scores
+from hepar.evaluate.phantom_check import PhantomCheck, check, criteria, type_scores
 from hepar.evaluate.phantom_measure import (
     CENTERS_HU,
     PHASES,
@@ -221,7 +222,7 @@ def test_closed_form_voxels_apart_in_two_phases_together_are_found_whole():
         noisy = np.rint(8 * (hu + rng.normal(0, 0.5, hu.shape))).astype(np.int16)
         cases.append(LiverVoxels(noisy, tumor, 0.125))
         assert best_dice(noisy[:, 1], tumor) < 0.4
-    assert held_out_dice(cases) == pytest.approx([1.0] * 4)
+    assert min(held_out_dice(cases)) > 0.99
     assert held_out_dice(cases[:1]) == []
 
 
@@ -289,22 +290,43 @@ def test_closed_form_bounds_and_table():
     assert document["criteria"][0]["interval"] == [0.1, 0.9]
 
 
-def test_property_a_patient_is_a_function_of_its_seed():
-    one, again = measure(800_002, COARSE_MM), measure(800_002, COARSE_MM)
-    assert one.noise_sd_hu.tobytes() == again.noise_sd_hu.tobytes()
-    assert one.organs_hu.tobytes() == again.organs_hu.tobytes()
-    assert [s.contrast_hu.tolist() for s in one.lesions] == [
-        s.contrast_hu.tolist() for s in again.lesions
-    ]
+def test_closed_form_bootstrap_interval_is_that_of_a_mean():
+    values = np.random.default_rng(1).normal(5, 2, 200)
+    found = mean_criterion("x", values.tolist(), low=4.0)
+    half = 1.96 * values.std() / math.sqrt(200)
+    assert found.value == pytest.approx(values.mean())
+    assert found.interval == pytest.approx(
+        (found.value - half, found.value + half), abs=0.15 * half
+    )
+    assert (found.n, found.met) == (200, True)
+    assert bootstrap(0, lambda index: 1.0) == (None, None)
+    assert bootstrap(3, lambda index: None) == (None, None)
 
 
-def test_regression_three_coarse_patients_are_measured():
+def test_closed_form_a_coarse_patient_is_measured_in_every_phase():
+    one = measure(800_002, COARSE_MM)
+    assert one.noise_sd_hu.shape == one.parenchyma_hu.shape == (4,)
+    assert (one.noise_sd_hu > 1).all()
+    assert (one.noise_sd_hu < 40).all()
+    assert one.lesions
+    assert one.best_dice.shape == (4, 2)
+    assert ((one.best_dice > 0) & (one.best_dice <= 1)).all()
+    smooth, plain = one.voxels
+    assert (smooth.tumor == plain.tumor).all()
+    voxel_mm3 = math.prod(COARSE_MM)
+    assert sum(s.volume_mm3 for s in one.lesions) == pytest.approx(plain.tumor.sum() * voxel_mm3)
+    shifted = smooth.relative_to(one.parenchyma_hu)
+    assert np.median(shifted.rows()[~shifted.tumor], axis=0) == pytest.approx(0, abs=8)
+    assert np.isfinite(one.organs_hu).all()
+    assert one.organs_hu[0] == pytest.approx(CENTERS_HU[0], abs=45)
+
+
+def test_regression_three_coarse_patients_are_measured_by_two_processes():
     told: list[str] = []
-    result = check(3, spacing_mm=COARSE_MM, progress=told.append)
+    result = check(3, spacing_mm=COARSE_MM, progress=told.append, processes=2)
     assert len(told) == 3
     document = json.loads(json.dumps(result.document(), allow_nan=False))
-    bounded = [c for c in document["criteria"] if c["met"] is not None]
-    assert len(bounded) == 6
+    assert sum(c["met"] is not None for c in document["criteria"]) == 6
     assert all(c["value"] is None or math.isfinite(c["value"]) for c in document["criteria"])
     assert result.markdown().count("\n| ") == len(document["criteria"]) + 1
     with pytest.raises(ValueError, match="0 patients"):

@@ -6,6 +6,7 @@ Nothing heavy is imported until a verb runs, so that `hepar --help` answers at o
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -142,7 +143,7 @@ def phantom(
     *,
     out: Out,
     patients: Annotated[
-        int | None, arg(help="How many synthetic patients; 1, or 100 with --check.")
+        int | None, arg(help="How many synthetic patients; 1, or 100 of a check.")
     ] = None,
     seed: Annotated[int, arg(help="Number of the first patient.")] = 0,
     cohort: Annotated[
@@ -166,7 +167,15 @@ def phantom(
 
     count = 1 if patients is None else patients
     with progress(quiet) as step:
-        table = write_cohort(out, cohort, count, seed=seed, formats=formats, progress=step)
+        table = write_cohort(
+            out,
+            cohort,
+            count,
+            seed=seed,
+            formats=formats,
+            progress=step,
+            processes=max(1, min(count, os.cpu_count() or 1)),
+        )
     sys.stdout.write(f"{table}\n")
 
 

@@ -88,6 +88,7 @@ class PhantomTumorData(PatchSettings):
     Attributes:
         train_patients: anatomies in the training bank.
         validation_patients: held-out anatomies; their seeds do not depend on train_patients.
+        population: key of `phantom.population.POPULATIONS`.
         seed_base: anatomy seeds are seed_base + 0, 1, 2, ...
         spacing_mm: (z, y, x); None takes the system's.
         paints: scans painted of each training anatomy; epochs take turns.
@@ -98,6 +99,7 @@ class PhantomTumorData(PatchSettings):
     kind: Literal["phantom"] = "phantom"
     train_patients: Count = 120
     validation_patients: Count = 16
+    population: str = "general"
     seed_base: Annotated[int, Field(ge=0)] = 0
     spacing_mm: Spacing | None = None
     paints: Count = 2

@@ -31,6 +31,7 @@ from hepar.infer.calibrate import choose_operating_point, sweep_case
 from hepar.infer.measure import liver_hu, measure_lesion
 from hepar.infer.tiling import Tiling
 from hepar.phantom.anatomy import anatomy
+from hepar.phantom.population import POPULATIONS, Population
 from hepar.phantom.scanner import paint
 from hepar.recipe import OrganData, Recipe, load_recipe
 from hepar.stages.liver import find_liver
@@ -73,15 +74,23 @@ class PhantomCase:
         return replace(self, aligned=_aligned({p: self.aligned.volumes[p] for p in phases}))
 
 
-def phantom_case(seed: int, *, misalignment_mm: float = MISALIGNMENT_MM) -> PhantomCase:
+def phantom_case(
+    seed: int,
+    *,
+    misalignment_mm: float = MISALIGNMENT_MM,
+    population: Population = POPULATIONS["general"],
+) -> PhantomCase:
     """A phantom as an aligned study, by world coordinates, for scoring without files.
 
     Args:
         seed: of the patient.
         misalignment_mm: left between the phases.
+        population: of the patient and the scanner.
     """
-    patient = anatomy(seed)
-    scan = paint(patient, seed, misalignment_mm=misalignment_mm)
+    patient = anatomy(seed, population=population)
+    scan = paint(
+        patient, seed, misalignment_mm=misalignment_mm, scanner=population.scanner
+    )
     grid = grid_of(patient)
     aligned = _aligned({phase: Volume(scan.hu[phase], grid) for phase in PHASE_ORDER})
     types = {lesion.id: lesion.type for lesion in patient.lesions}

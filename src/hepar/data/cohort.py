@@ -87,8 +87,8 @@ def read_cohort(path: Path, *, need: tuple[str, ...] = ()) -> tuple[CohortCase, 
         fold, first = folds.setdefault(case.patient_id, (case.fold, number))
         if fold != case.fold:
             problems.append(
-                f"line {number}: patient {case.patient_id} is in fold {case.fold}, "
-                f"but in fold {fold} on line {first}"
+                f"line {number}: patient {case.patient_id} is in {_fold_name(case.fold)}, "
+                f"but in {_fold_name(fold)} on line {first}"
             )
         seen.setdefault(case.case_id, number)
         cases.append(case)
@@ -97,6 +97,10 @@ def read_cohort(path: Path, *, need: tuple[str, ...] = ()) -> tuple[CohortCase, 
     if problems:
         raise _refuse(path, problems)
     return tuple(cases)
+
+
+def _fold_name(fold: int | None) -> str:
+    return "no fold" if fold is None else f"fold {fold}"
 
 
 def _refuse(path: Path, problems: list[str]) -> InputRefused:

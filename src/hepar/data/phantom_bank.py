@@ -3,8 +3,8 @@
 The file is a ZIP with one xz stream a patient, uncompressed by the ZIP itself. A stream holds the
 length of a JSON header, the header, and three byte maps:
 
-- `first`: for each voxel its row in the table of the tuples (tissue, liver, instance, part) there
-  are, a few dozen a patient;
+- `first`: for each voxel its row in the table of the tuples of all one-byte arrays (tissue, liver,
+  instance, part, ...) there are, a few dozen a patient;
 - `second`: 0 where a voxel is pure and its second tissue is the usual one of its row, else one more
   than its row in the table of second tissues;
 - `share`: of the voxels with a `second` above 0, in order.
@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import lzma
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, overload
@@ -34,7 +34,6 @@ from hepar.phantom.lesions import LesionSpec
 # What `_unpack` raises for a stream that `_pack` of this version did not write.
 _MALFORMED = (KeyError, TypeError, ValueError)
 _FORMAT = "hepar anatomies 1"
-_FIRST = ("tissue", "liver", "instances", "parts")
 _SECOND = ("second", "share")
 # Position in the stream says nothing about a byte (pb 0), the byte before it much (lc 4); a
 # patient fits in the dictionary, and a larger one would only cost memory.
@@ -43,12 +42,14 @@ _FILTERS = (
         "id": lzma.FILTER_LZMA2,
         "preset": 6 | lzma.PRESET_EXTREME,
         "dict_size": 2**22,
-        **{"lc": 4, "lp": 0, "pb": 0},
+        "lc": 4,
+        "lp": 0,
+        "pb": 0,
     },
 )
 
 
-class Bank(Sequence[Anatomy]):
+class Bank:
     """The anatomies of a file, each read when it is asked for.
 
     Safe to use from several threads and to send to other processes: nothing stays open.
@@ -64,6 +65,10 @@ class Bank(Sequence[Anatomy]):
     def __len__(self) -> int:
         """Patients."""
         return len(self.names)
+
+    def __iter__(self) -> Iterator[Anatomy]:
+        """The anatomies in order."""
+        return (self[i] for i in range(len(self)))
 
     @overload
     def __getitem__(self, index: int) -> Anatomy: ...
@@ -140,21 +145,20 @@ def _compress(data: bytes) -> bytes:
 
 
 def _pack(anatomy: Anatomy) -> bytes:
-    first = np.stack([getattr(anatomy, name).ravel() for name in _FIRST], axis=1).astype(np.uint8)
-    table, row = _table(first)
+    values = {f.name: getattr(anatomy, f.name) for f in fields(anatomy)}
+    second, share = (values.pop(name) for name in _SECOND)
+    arrays = {name: v for name, v in values.items() if isinstance(v, np.ndarray)}
+    table, row = _table(np.stack([a.ravel().view(np.uint8) for a in arrays.values()], axis=1))
     header: dict[str, Any] = {
         "shape": anatomy.tissue.shape,
+        "arrays": {name: str(a.dtype) for name, a in arrays.items()},
         "first": table.tolist(),
-        "plain": {
-            f.name: getattr(anatomy, f.name)
-            for f in fields(anatomy)
-            if f.name not in (*_FIRST, *_SECOND, "lesions")
-        },
-        "lesions": [asdict(spec) for spec in anatomy.lesions],
+        "lesions": [asdict(spec) for spec in values.pop("lesions")],
+        "plain": {name: v for name, v in values.items() if name not in arrays},
     }
     maps = [_symbols(row, len(table))]
-    if anatomy.second is not None and anatomy.share is not None:
-        second, share = anatomy.second.ravel(), anatomy.share.ravel()
+    if second is not None:
+        second, share = second.ravel(), share.ravel()
         usual = _usual(row, second, share, len(table))
         other = (share > 0) | (second != usual[row])
         codes, code_row = np.unique(second[other], return_inverse=True)
@@ -173,8 +177,10 @@ def _unpack(data: bytes) -> Anatomy:
     size = int(np.prod(shape))
     table = np.asarray(header["first"], np.uint8)
     row, end = _read_symbols(data, end, size, len(table))
-    first = {name: table[row, i].reshape(shape) for i, name in enumerate(_FIRST)}
-    second: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {
+        name: table[row, i].view(dtype).reshape(shape)
+        for i, (name, dtype) in enumerate(header["arrays"].items())
+    }
     if "second" in header:
         symbol, end = _read_symbols(data, end, size, len(header["second"]) + 1)
         other = symbol > 0
@@ -182,10 +188,9 @@ def _unpack(data: bytes) -> Anatomy:
         codes[other] = np.asarray(header["second"], np.uint16)[symbol[other] - 1]
         share = np.zeros(size, np.uint8)
         share[other] = np.frombuffer(data, np.uint8, int(other.sum()), end)
-        second = {"second": codes.reshape(shape), "share": share.reshape(shape)}
+        arrays |= {"second": codes.reshape(shape), "share": share.reshape(shape)}
     return Anatomy(
-        **(first | {"liver": first["liver"].astype(bool)}),
-        **second,
+        **arrays,
         **{name: _tuples(value) for name, value in header["plain"].items()},
         lesions=tuple(_lesions(header["lesions"])),
     )
@@ -204,9 +209,7 @@ def _usual(row: np.ndarray, second: np.ndarray, share: np.ndarray, rows: int) ->
     """uint16 (rows,): the commonest second tissue of each row's pure voxels."""
     usual = np.zeros(rows, np.uint16)
     pure = share == 0
-    pairs, counts = np.unique(
-        row[pure].astype(np.int64) * 65536 + second[pure], return_counts=True
-    )
+    pairs, counts = np.unique(row[pure].astype(np.int64) * 65536 + second[pure], return_counts=True)
     order = np.argsort(counts, kind="stable")
     usual[pairs[order] // 65536] = pairs[order] % 65536
     return usual

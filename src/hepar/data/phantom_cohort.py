@@ -74,6 +74,7 @@ class Enrolled:
         population: what it is drawn from.
         phases: those scanned.
         misalignment_mm: residual displacement between phases.
+        preset: of its cohort.
     """
 
     case_id: str
@@ -84,6 +85,7 @@ class Enrolled:
     population: Population
     phases: tuple[Phase, ...]
     misalignment_mm: float
+    preset: Preset
 
 
 def case_name(seed: int, cohort: str = "general") -> str:
@@ -144,6 +146,7 @@ def enroll(cohort: str, patients: int, seed: int) -> tuple[Enrolled, ...]:
                 population=mine,
                 phases=tuple(p for p in preset.phases if p is not Phase.DL or delayed[i]),
                 misalignment_mm=float(rng.uniform(low, high)),
+                preset=preset,
             )
         )
     return tuple(enrolled)
@@ -160,10 +163,11 @@ def single(seed: int) -> Enrolled:
         population=population("general"),
         phases=PHASE_ORDER,
         misalignment_mm=MISALIGNMENT_MM,
+        preset=PRESETS["general"],
     )
 
 
-def draw(patient: Enrolled, cohort: str) -> Anatomy:
+def draw(patient: Enrolled) -> Anatomy:
     """The anatomy of an enrolled patient on the cohort's grid.
 
     A leading disease whose every lesion is lost (no room, or finer than the grid) is drawn again
@@ -171,7 +175,7 @@ def draw(patient: Enrolled, cohort: str) -> Anatomy:
     """
     for attempt in range(_ATTEMPTS):
         seed = patient.seed + attempt * _ATTEMPT_STEP
-        body = _on_grid(seed, PRESETS[cohort], patient.population)
+        body = _on_grid(seed, patient.preset, patient.population)
         if not patient.primary or patient.primary in {s.type for s in body.lesions}:
             return body
     raise RuntimeError(f"{patient.case_id}: no {patient.primary} in {_ATTEMPTS} attempts")

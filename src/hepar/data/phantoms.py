@@ -8,15 +8,17 @@ asked for, `anatomies.bank`, in the order of the table.
 Columns of `cohort.csv` beyond the usual: `split`, `primary` (the leading disease, where it was
 decided beforehand), `tumor_free` (0 or 1), `scanner`, `phases`, seconds since the start of the
 injection of each phase (`nc_s` ...), and `seed` and `misalignment_mm`, with which
-`paint(anatomy, seed, ...)` gives the images again. The volume of a lesion is that of its voxels, its
-diameter that of a sphere of this volume.
+`paint(anatomy, seed, ...)` gives the images again. The volume of a lesion is that of its voxels,
+its diameter that of a sphere of this volume.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,17 +27,13 @@ from safetensors.numpy import save
 
 from hepar.data.phantom_bank import write_bank
 from hepar.data.phantom_cohort import (
-    MISALIGNMENT_MM as MISALIGNMENT_MM,
-)
-from hepar.data.phantom_cohort import (
+    MISALIGNMENT_MM,
     Enrolled,
+    case_name,
     draw,
     enroll,
     single,
     visit,
-)
-from hepar.data.phantom_cohort import (
-    case_name as case_name,
 )
 from hepar.geometry import Grid
 from hepar.io.atomic import atomic_path
@@ -44,6 +42,16 @@ from hepar.io.nifti import write_nifti
 from hepar.phantom.anatomy import Anatomy, anatomy
 from hepar.phantom.scanner import Painted
 from hepar.study import PHASE_ORDER, Phase, Volume
+
+__all__ = [
+    "MISALIGNMENT_MM",
+    "Format",
+    "case_name",
+    "grid_of",
+    "write_cohort",
+    "write_patient",
+    "write_patients",
+]
 
 Format = Literal["nifti", "dicom", "dicom-stripped", "arrays", "bank"]
 
@@ -90,7 +98,7 @@ def write_patients(
     Returns:
         The path of `cohort.csv`.
     """
-    return _write(out, "general", [single(seed) for seed in seeds], formats, progress)
+    return _write(out, [single(seed) for seed in seeds], formats, progress)
 
 
 def write_cohort(
@@ -101,6 +109,7 @@ def write_cohort(
     seed: int = 0,
     formats: Sequence[Format] = ("nifti",),
     progress: Callable[[str], None] = lambda message: None,
+    processes: int = 1,
 ) -> Path:
     """Write a cohort with its splits and folds; as `write_patients`.
 
@@ -111,11 +120,12 @@ def write_cohort(
         seed: number of the first.
         formats: what to write.
         progress: told what is being made.
+        processes: that draw anatomies; the files do not depend on it.
 
     Raises:
         UsageError: E_RECIPE, as `enroll`.
     """
-    return _write(out, cohort, enroll(cohort, patients, seed), formats, progress)
+    return _write(out, enroll(cohort, patients, seed), formats, progress, processes)
 
 
 @dataclass
@@ -126,13 +136,14 @@ class _Tables:
 
 def _write(
     out: Path,
-    cohort: str,
     roster: Sequence[Enrolled],
     formats: Sequence[Format],
     progress: Callable[[str], None],
+    processes: int = 1,
 ) -> Path:
     tables = _Tables()
-    bodies = _write_each(out, cohort, roster, formats, progress, tables)
+    drawn = _draw_all(roster, processes)
+    bodies = _write_each(out, roster, drawn, formats, progress, tables)
     if "bank" in formats:
         write_bank(out / "anatomies.bank", bodies)
     else:
@@ -143,18 +154,32 @@ def _write(
     return out / "cohort.csv"
 
 
+def _draw_all(roster: Sequence[Enrolled], processes: int) -> Iterator[Anatomy]:
+    """The anatomies in order, a few of them in memory."""
+    if processes == 1:
+        yield from map(_body, roster)
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        for start in range(0, len(roster), 4 * processes):
+            yield from pool.map(_body, roster[start : start + 4 * processes])
+
+
+def _body(patient: Enrolled) -> Anatomy:
+    return anatomy(patient.seed) if patient.preset.shape is None else draw(patient)
+
+
 def _write_each(
     out: Path,
-    cohort: str,
     roster: Sequence[Enrolled],
+    drawn: Iterator[Anatomy],
     formats: Sequence[Format],
     progress: Callable[[str], None],
     tables: _Tables,
 ) -> Iterator[Anatomy]:
-    """Draw, write and tabulate patient after patient, handing each anatomy on."""
+    """Write and tabulate patient after patient, handing each anatomy on."""
     for number, patient in enumerate(roster, start=1):
         progress(f"{patient.case_id} ({number} of {len(roster)})")
-        body = anatomy(patient.seed) if cohort == "general" else draw(patient, cohort)
+        body = next(drawn)
         files: dict[str, str] = {}
         scan: Painted | None = None
         if set(formats) != {"bank"}:

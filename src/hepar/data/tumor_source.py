@@ -14,14 +14,15 @@ import numpy as np
 from jaxtyping import Bool
 from scipy import ndimage
 
-import hepar.phantom
-from hepar.data.cache import ArrayCache, Arrays, content_key, file_hash
+from hepar.data.cache import ArrayCache, Arrays
 from hepar.data.patches import PreparedCase, draw_patch, slice_contents, whole_case
 from hepar.data.sampling import Sample, ValidationCase
 from hepar.errors import UsageError
 from hepar.geometry import Grid
 from hepar.phantom.anatomy import anatomy
+from hepar.phantom.population import population
 from hepar.phantom.scanner import paint
+from hepar.phantom.version import fingerprint
 from hepar.recipe import LiverMask, PatchSettings, PhantomTumorData
 from hepar.resampling import resample
 from hepar.systems.base import InputSpec
@@ -29,7 +30,7 @@ from hepar.systems.base import InputSpec
 LOG = logging.getLogger(__name__)
 VALIDATION_SEED = 500_000  # far from training's, whatever the size of the bank
 GROUP = 8
-_VERSION = 1  # of what `PhantomCases` makes of a painted patient
+_VERSION = 2  # of what `PhantomCases` makes of a painted patient
 _PARTS = ("hu", "label", "liver", "spacing_mm", "contents")
 _DRAW, _ORDER, _PAINT = 1, 2, 3
 
@@ -126,7 +127,6 @@ class PhantomCases:
         self.settings, self.spec = settings, spec
         self.spacing_mm = spacing_mm
         self.cache = ArrayCache(cache_dir, memory_bytes=memory_bytes)
-        self.code = _code_hash()
 
     @property
     def n_train(self) -> int:
@@ -174,7 +174,9 @@ class PhantomCases:
     def _arrays(self, patient: int, paints: int) -> Arrays:
         settings = self.settings
         parts = {
-            "code": self.code,
+            "version": _VERSION,
+            "phantom": fingerprint(),
+            "population": settings.population,
             "patient": patient,
             "paints": paints,
             "phases": list(self.spec.phases),
@@ -186,7 +188,8 @@ class PhantomCases:
         return self.cache.get(parts, lambda: self._paint(patient, paints))
 
     def _paint(self, patient: int, paints: int) -> Arrays:
-        body = anatomy(patient, field="liver", spacing_mm=self.spacing_mm)
+        who = population(self.settings.population)
+        body = anatomy(patient, field="liver", spacing_mm=self.spacing_mm, population=who)
         arrays: Arrays = {}
         for number in range(paints):
             rng = np.random.default_rng([_PAINT, patient, number])
@@ -195,6 +198,7 @@ class PhantomCases:
                 int(rng.integers(2**31)),
                 phases=tuple(self.spec.phases),
                 misalignment_mm=self.settings.misalignment_mm,
+                scanner=who.scanner,
             )
             hu = np.stack([painted.hu[phase] for phase in self.spec.phases])
             label = painted.label
@@ -250,8 +254,3 @@ def imperfect_liver(
     field *= settings.jitter_mm / max(float(field.std()), 1e-6)
     return np.asarray(depth_mm + field + settings.bias_mm > 0)
 
-
-def _code_hash() -> str:
-    """Hash of the code that decides what a painted box looks like."""
-    files = sorted(Path(hepar.phantom.__file__).parent.glob("*.py"))
-    return content_key({"version": _VERSION, **{path.name: file_hash(path) for path in files}})

@@ -135,7 +135,7 @@ def patient_auc(
         picked = [column[name] for name in members]
         joined = scores[:, picked]
         score = joined.max(axis=1) if group_score == "max" else joined.sum(axis=1)
-        by_group[group] = auc(has[:, picked].any(axis=1), score)
+        by_group[group] = auc(np.asarray(has[:, picked].any(axis=1)), score)
     return PatientAuc(
         by_class={name: auc(has[:, k], scores[:, k]) for name, k in column.items()},
         by_group=by_group,

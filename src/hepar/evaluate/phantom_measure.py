@@ -96,12 +96,16 @@ def measure(seed: int, spacing_mm: Triple = SPACING_MM) -> PatientMeasure:
     scan = paint(patient, seed, misalignment_mm=MISALIGNMENT_MM)
     hu = np.stack([scan.hu[phase] for phase in PHASES])
     smooth = np.stack([smooth_inside(h, scan.liver, spacing_mm, SMOOTHING_MM) for h in hu])
-    parenchyma = (patient.tissue == Tissue.LIVER) & patient.liver & (patient.instances == 0)
+    # The label is what a reader marked, and need not be all that is there.
+    lesions, liver = scan.instances, scan.liver
+    parenchyma = (
+        (patient.tissue == Tissue.LIVER) & liver & (patient.instances == 0) & (lesions == 0)
+    )
     dice, voxels = None, None
-    if patient.instances.any():
-        tumor = patient.instances[patient.liver] > 0
-        eighths = np.rint(smooth[:, patient.liver].T / _SMOOTH_SCALE).astype(np.int16)
-        plain = np.ascontiguousarray(hu[:, patient.liver].T)
+    tumor = lesions[liver] > 0
+    if tumor.any():
+        eighths = np.rint(smooth[:, liver].T / _SMOOTH_SCALE).astype(np.int16)
+        plain = np.ascontiguousarray(hu[:, liver].T)
         voxels = LiverVoxels(eighths, tumor, _SMOOTH_SCALE), LiverVoxels(plain, tumor)
         dice = np.array([[best_dice(v.hu[:, p], tumor) for v in voxels] for p in range(len(hu))])
     return PatientMeasure(
@@ -111,9 +115,9 @@ def measure(seed: int, spacing_mm: Triple = SPACING_MM) -> PatientMeasure:
         ),
         parenchyma_hu=np.median(hu[:, parenchyma], axis=1),
         lesions=tuple(
-            measure_lesion(spec.type, patient.instances == spec.id, hu, parenchyma, spacing_mm)
+            measure_lesion(spec.type, lesions == spec.id, hu, parenchyma, spacing_mm)
             for spec in patient.lesions
-            if (patient.instances == spec.id).any()
+            if (lesions == spec.id).any()
         ),
         best_dice=dice,
         voxels=voxels,

@@ -140,7 +140,7 @@ class LinearDiscriminant:
         mean = moments.total / count
         within = (moments.square - np.einsum("cd,ce->cde", moments.total, mean)).sum(axis=0) / spare
         # Rounding, or fewer rows than features, must not make it singular.
-        within = within + 1e-6 * max(float(np.trace(within)), 1e-6) * np.eye(len(within))
+        within = within + 1e-9 * max(float(np.trace(within)), 1e-6) * np.eye(len(within))
         weight = np.where(seen[:, None], np.linalg.solve(within, mean.T).T, 0.0)
         bias = -0.5 * (weight * mean).sum(axis=1)
         with np.errstate(divide="ignore"):
@@ -173,7 +173,7 @@ class LiverVoxels:
 
     def rows(self) -> Float[np.ndarray, "n p"]:
         """Features in HU."""
-        return self.hu * np.float32(self.scale)
+        return np.asarray(self.hu * np.float32(self.scale))
 
     def relative_to(self, center_hu: Float[np.ndarray, " p"]) -> LiverVoxels:
         """The same voxels, HU counted from a center in each phase."""
@@ -231,4 +231,4 @@ def _best_threshold(
     of_tumors = np.concatenate([s[c.tumor] for s, c in zip(scores, cases, strict=True)])
     grid = np.quantile(of_tumors, np.linspace(0, 1, _THRESHOLDS))
     curves = [dice_curve(s, c.tumor, grid) for s, c in zip(scores, cases, strict=True)]
-    return grid[[int(np.mean(curves, axis=0).argmax())]]
+    return np.asarray(grid[[int(np.mean(curves, axis=0).argmax())]])

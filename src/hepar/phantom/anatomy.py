@@ -57,6 +57,7 @@ class Anatomy:
         second: uint16 (z, y, x) code (see `codes`) of a voxel's second tissue; None: pure voxels.
         share: uint8 (z, y, x) its share, in 255ths, at most a half.
         field: `abdomen` or `liver`.
+        cavity: bool (z, y, x), inside the muscle wall: what breathing moves; None: unknown.
     """
 
     tissue: UInt8[np.ndarray, "z y x"]
@@ -73,6 +74,7 @@ class Anatomy:
     second: UInt16[np.ndarray, "z y x"] | None = None
     share: UInt8[np.ndarray, "z y x"] | None = None
     field: str = "abdomen"
+    cavity: Bool[np.ndarray, "z y x"] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ def anatomy(
         second=mixture.second,
         share=mixture.share,
         field=field,
+        cavity=fine.cavity[count // 2 :: count],
     )
 
 
@@ -169,16 +172,14 @@ def codes(
     return code
 
 
-def lesion_code(number: np.ndarray, part: np.ndarray) -> np.ndarray:
+def lesion_code(number: np.ndarray, part: np.ndarray | int) -> np.ndarray:
     """Codes of a lesion's part."""
     return np.asarray(TISSUE_COUNT + (number - 1) * PART_COUNT + part, dtype=np.uint16)
 
 
 def from_codes(
     code: UInt16[np.ndarray, "z y x"],
-) -> tuple[
-    UInt8[np.ndarray, "z y x"], UInt8[np.ndarray, "z y x"], UInt8[np.ndarray, "z y x"]
-]:
+) -> tuple[UInt8[np.ndarray, "z y x"], UInt8[np.ndarray, "z y x"], UInt8[np.ndarray, "z y x"]]:
     """Tissue (liver under a lesion), lesion ids and parts of a code map."""
     lesion = code >= TISSUE_COUNT
     tissue = np.where(lesion, Tissue.LIVER, code).astype(np.uint8)
@@ -193,6 +194,7 @@ class _Fine:
 
     mixture: Mixture
     liver: np.ndarray
+    cavity: np.ndarray
     lesions: tuple[LesionSpec, ...]
 
 
@@ -215,12 +217,15 @@ def _sample(patient: _Patient, frame: Frame, seed: int, field: str) -> _Fine:
     found = rasterize(patient.lesions, liver, frame.spacing_mm, frame.origin_mm)
     first = codes(tissue, found.instances, found.parts)
     # In a margin the minority is liver inside the lesion, and the lesion's body outside it.
-    body = lesion_code(np.maximum(found.fringe, 1).astype(np.uint16), np.uint16(Part.BODY))
+    body = lesion_code(np.maximum(found.fringe, 1).astype(np.uint16), int(Part.BODY))
     second = np.where(found.fringe > 0, np.where(found.instances > 0, Tissue.LIVER, body), first)
-    return _Fine(Mixture(first, second.astype(np.uint16), found.mixed), liver, found.specs)
+    mixture = Mixture(first, second.astype(np.uint16), found.mixed)
+    return _Fine(mixture, liver, canvas.cavity < 0, found.specs)
 
 
-def _settle(mixture: Mixture, lesions: tuple[LesionSpec, ...]) -> tuple[Mixture, tuple[LesionSpec, ...]]:
+def _settle(
+    mixture: Mixture, lesions: tuple[LesionSpec, ...]
+) -> tuple[Mixture, tuple[LesionSpec, ...]]:
     """Drop the lesions that fill most of no voxel, and number the others 1..K."""
     _, instances, _ = from_codes(mixture.first)
     alive = np.flatnonzero(np.bincount(instances.ravel(), minlength=len(lesions) + 1)[1:])

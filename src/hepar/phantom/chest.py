@@ -34,10 +34,12 @@ def paint_chest(
     """
     frame, tissue = canvas.frame, canvas.tissue
     view = frame.whole()
+    # One generator a part: a field that holds no heart must not change the vessels.
+    own, lobes, heart, vessels = rng.spawn(4)
     chest = (canvas.cavity < 0) & (canvas.dome > 0)
     if not chest.any():
         return
-    diaphragm = rng.uniform(1.6, 3.0)
+    diaphragm = own.uniform(1.6, 3.0)
     above = canvas.dome > diaphragm
     tissue[chest & ~above] = Tissue.MUSCLE
     lung = chest & above & (canvas.cavity < -1.5)
@@ -46,13 +48,14 @@ def paint_chest(
     lung &= np.abs(view.x - 4) > half
     tissue[chest & above] = Tissue.FAT
     tissue[lung] = Tissue.LUNG
-    _lower_lobes(canvas, rng, diaphragm)
+    _lower_lobes(canvas, lobes, diaphragm)
     top = saddle_top_mm
     box = frame.view((top - 60, -130, -90), (top + 160, 60, 140))
     if box is not None:
-        _heart(canvas, box, (top + 32 * heart_scale, -36.0, 24.0), heart_scale, rng)
+        center = (top + 32 * heart_scale, -44.0, 26.0)
+        _heart(canvas, box, center, heart_scale, diaphragm, heart)
     for side in (-1, 1):
-        _lung_vessels(canvas, rng, side)
+        _lung_vessels(canvas, vessels, side)
 
 
 def _lower_lobes(canvas: Canvas, rng: np.random.Generator, diaphragm_mm: float) -> None:
@@ -78,22 +81,28 @@ def _lower_lobes(canvas: Canvas, rng: np.random.Generator, diaphragm_mm: float) 
             canvas.put(view, chest & (level > 0), Tissue.FLUID, (*over, Tissue.MUSCLE))
 
 
-def _heart(canvas: Canvas, view: View, center: Triple, s: float, rng: np.random.Generator) -> None:
+def _heart(
+    canvas: Canvas,
+    view: View,
+    center: Triple,
+    s: float,
+    diaphragm_mm: float,
+    rng: np.random.Generator,
+) -> None:
     """Four chambers round one septum, fat in the grooves and in a shell outside them."""
-    axes = rotation(18, -32)
+    axes = rotation(16 + rng.uniform(-6, 10), 36 + rng.uniform(-10, 10))
     z, y, x = center
-    apex: Triple = (z - 4 * s, y - 2 * s, x + 24 * s)
-    left = ellipsoid(view, apex, (36 * s, 34 * s, 46 * s), axes)
-    right = ellipsoid(view, (z - 12 * s, y - 20 * s, x - 8 * s), (33 * s, 28 * s, 48 * s), axes)
-    atrium = ellipsoid(view, (ATRIUM_MM[0] + 12, y + 10 * s, x - 38 * s), (34 * s, 27 * s, 23 * s))
-    back = ellipsoid(view, (z + 22 * s, y + 32 * s, x - 8 * s), (24 * s, 19 * s, 33 * s))
+    left = ellipsoid(view, (z - 2 * s, y + 13 * s, x + 16 * s), (36 * s, 33 * s, 47 * s), axes)
+    right = ellipsoid(view, (z - 12 * s, y - 15 * s, x - 8 * s), (33 * s, 27 * s, 46 * s), axes)
+    atrium = ellipsoid(view, (ATRIUM_MM[0] + 12, y + 16 * s, x - 40 * s), (34 * s, 28 * s, 23 * s))
+    back = ellipsoid(view, (z + 22 * s, y + 44 * s, x - 6 * s), (24 * s, 18 * s, 33 * s))
     heart = np.minimum(np.minimum(left, right), np.minimum(atrium, back))
     sac = smooth_union(np.minimum(left, right), np.minimum(atrium, back), 16)
     pads = ellipsoid(view, (z - 34 * s, y - 30, x + 44), (22, 22, 34))
     pads = np.minimum(pads, ellipsoid(view, (z - 34 * s, y - 26, x - 40), (20, 24, 26)))
     fat = rng.uniform(1.5, 5.0) + 5 * (1 - canvas.leanness)
     shell = smooth_union(sac - fat, pads, 12) + 3 * canvas.frame.sample(view, Noise.draw(rng, 24.0))
-    above = canvas.dome[view.slices] > 2.2
+    above = canvas.dome[view.slices] > diaphragm_mm
     canvas.put(view, (shell < 0) & above, Tissue.FAT, (Tissue.LUNG,))
     wall = above & (heart < 0) & (sac < -1)
     canvas.put(view, wall, Tissue.MYOCARDIUM, (Tissue.LUNG, Tissue.FAT))

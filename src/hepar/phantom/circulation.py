@@ -83,9 +83,7 @@ def compartments(circulation: Circulation) -> Curves:
     # The same iodine in less blood a second: transit takes longer, the first pass is denser.
     slow = 1 / output
     injection = np.clip(circulation.injection_s - TIMES_S, 0, 1)
-    bolus = _through(
-        injection / injection.sum(), _chain(4, CHAMBER_S * slow, DELAY_S * slow)
-    )
+    bolus = _through(injection / injection.sum(), _chain(4, CHAMBER_S * slow, DELAY_S * slow))
     back = sum(height * np.exp(-TIMES_S / decay) for height, decay in RETURN)
     blood = circulation.iodine * (FIRST_PASS * slow * bolus + _through(bolus, np.asarray(back)))
     lag = slow**0.7

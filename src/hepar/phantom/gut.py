@@ -105,7 +105,7 @@ def paint_bowel(canvas: Canvas, rng: np.random.Generator, *, shifted: bool = Fal
         ((-120, -70, 12), (-8, 26, 108), 7 + round(9 * packed)),
     ]
     if shifted:
-        regions.append(((-80, -80, -112), (50, 35, -35), 16))
+        regions.append(((-80, -80, -112), (58, 40, -35), 30))
     for low, high, count in regions:
         for _ in range(count):
             _loop(canvas, rng, np.array(low, float), np.array(high, float))
@@ -193,10 +193,15 @@ def _piece(
     """
     frame = canvas.frame
     path = curve(points, len(radii))
-    pieces = tube_pieces(frame, path, radii)
+    count = len(radii) - 1
+    pieces = [
+        (number, view, f)
+        for number in range(count)
+        for view, f in tube_pieces(frame, path[number : number + 2], radii[number : number + 2])
+    ]
     gap = np.float32(rng.choice([0.0, 0.0, 1.5]))
     inset = np.float32(-rng.uniform(0.5, 2.5))
-    for view, f in pieces:
+    for _, view, f in pieces:
         free = (canvas.liver[view.slices] > gap) & (canvas.cavity[view.slices] < inset)
         free &= canvas.dome[view.slices] < -1
         canvas.put(view, (f < 0) & free, Tissue.GUT_WALL, FAT)
@@ -204,14 +209,16 @@ def _piece(
     if stool is not None:
         bubbles = Noise.draw(rng, 5.5, (-200, -140, -180), (120, 120, 180))
     filled = rng.uniform(-1, 1, 4)
-    shares = np.interp(np.arange(len(pieces)) / len(pieces), np.linspace(0, 1, 4), filled)
-    phase = rng.uniform(0, 6, 3)
-    for (view, f), middle, radius, share in zip(pieces, path, radii, shares, strict=False):
+    shares = np.interp(np.arange(count) / count, np.linspace(0, 1, 4), filled)
+    waves = rng.normal(0, 1, (3, 3))
+    waves = np.float32(0.95) * (waves / np.linalg.norm(waves, axis=1, keepdims=True))
+    waves = waves.astype(np.float32)
+    for number, view, f in pieces:
+        middle, radius, share = path[number], radii[number], shares[number]
         depth = wall_mm
         if folds > 0:
-            feathers = np.sin(0.95 * view.x + phase[0]) + np.sin(0.9 * view.y + phase[1])
-            feathers = feathers + np.sin(0.8 * view.z + phase[2])
-            depth = wall_mm + folds * np.clip(feathers, -0.3, 1)
+            wave = sum(np.sin(kz * view.z + ky * view.y + kx * view.x) for kz, ky, kx in waves)
+            depth = wall_mm + folds * np.clip(wave, -0.3, 1)
         inside = f < -depth
         canvas.put(view, inside, Tissue.BOWEL, (Tissue.GUT_WALL,))
         airy = (view.y - middle[1]) / radius < -1.1 + 2.2 * gas + 0.7 * gas * share

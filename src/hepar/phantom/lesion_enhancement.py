@@ -16,9 +16,7 @@ SHIFTS = 5  # draws a lesion: unenhanced, all enhancement, and that at 35, 70, 1
 _NECROSIS: Centers = (24, 27, 30, 32)
 
 
-def lesion_hu(
-    spec: LesionSpec, contrast: Contrast, time_s: float, shift: np.ndarray
-) -> np.ndarray:
+def lesion_hu(spec: LesionSpec, contrast: Contrast, time_s: float, shift: np.ndarray) -> np.ndarray:
     """Mean HU of every part of a lesion at a time.
 
     Args:
@@ -54,7 +52,7 @@ def _parts_hu(
         if rises.any():
             # What hardly enhances varies little: fluid and clot are alike in all patients.
             own = sd_hu * min(1.0, float(np.abs(rises).max()) / 25)
-            rises = rises * np.exp(0.12 * shift[1]) + own * (0.4 * shift[1] + 0.75 * shift[2:])
+            rises = rises * np.exp(0.12 * shift[1]) + own * (0.45 * shift[1] + 0.9 * shift[2:])
             rise = float(weights(tuple(np.round(rises, 1)), CENTER_TIMES_S) @ now)
         else:
             rise = 0.0
@@ -70,14 +68,14 @@ def _hemangioma(
     pool = 0.3 * blood + 0.7 * prompt
     base = 42 + 4 * shift[0]
     output = contrast.circulation.cardiac_output
-    # Time constants after 20 s; 52 s fills the body by 0.62 at 70 s.
+    # Filling begins at 20 s; a time constant of 46 s fills the body to 0.6 of the blood at 70 s.
     pace = float(np.exp(0.3 * shift[1])) / output
     since = max(time_s - 20.0, 0.0)
-    nodule = float(np.clip(0.9 + 0.05 * shift[2], 0.8, 1.0)) * (1 - np.exp(-since / 6.0))
+    level = float(np.clip(0.9 + 0.05 * shift[2], 0.8, 1.0))
     fill = {
-        Part.NODULE: nodule,
-        Part.BODY: 1 - np.exp(-since / (52.0 * pace)),
-        Part.CORE: 1 - np.exp(-max(since - 15.0, 0.0) / (120.0 * pace)),
+        Part.NODULE: level * (1 - np.exp(-since / 6.0)),
+        Part.BODY: level * (1 - np.exp(-since / (46.0 * pace))),
+        Part.CORE: level * (1 - np.exp(-max(since - 15.0, 0.0) / (110.0 * pace))),
     }
     if "flash" in spec.traits:
         fill = dict.fromkeys(fill, 0.95 * (1 - np.exp(-since / 8.0)))

@@ -178,7 +178,7 @@ def _draw_kinds(rng: np.random.Generator, population: Population) -> list[tuple[
     # A few patients have very many: a Poisson whose mean varies from patient to patient.
     kinds = [primary] * (1 + rng.poisson(more * rng.gamma(1.0, 1.0)))
     if rng.random() < population.companions:
-        second = str(rng.choice(_COMPANIONS, p=(0.6, 0.3, 0.1)))
+        second = str(rng.choice(_COMPANIONS, p=(0.5, 0.35, 0.15)))
         kinds += [second] * (1 + rng.poisson(0.4))
     drawn = []
     for kind in kinds[:MAX_LESIONS]:

@@ -99,7 +99,9 @@ class LiverShape:
             edge_turn=rng.uniform(-0.3, 0.35),
             caudate=rng.uniform(0.75, 1.25) + 0.4 * cirrhosis,
             fissure_mm=float(np.exp(rng.normal(0.7, 0.45))) + 2.5 * cirrhosis,
-            gallbladder_mm=0.0 if rng.random() < 0.12 else float(np.exp(rng.normal(2.5, 0.3))),
+            gallbladder_mm=0.0
+            if rng.random() < 0.12
+            else float(np.exp(np.clip(rng.normal(2.5, 0.3), 1.6, 2.95))),
             cirrhosis=cirrhosis,
             wall_gap_mm=rng.uniform(-1.2, 2.0),
             tail=float(rng.uniform(0.5, 1.0)) if rng.random() < 0.2 else 0.0,
@@ -124,7 +126,7 @@ class LiverShape:
                 caudate=self.caudate * growth,
                 gallbladder_mm=0.0,
                 resection="right",
-                resection_mm=-24 + 14 * shift,
+                resection_mm=-32 + 14 * shift,
             )
         if kind == "left":
             return replace(
@@ -161,7 +163,7 @@ def liver_distance(
     """Distance to the liver's surface, negative inside, mm; float32 shaped as the view."""
     rng = np.random.default_rng([seed, 31])
     low, high = LIVER_LOW, LIVER_HIGH
-    f = _lobes(view, shape)
+    f = _lobes(frame, view, shape)
     f = f + 7.0 * frame.sample(view, Noise.draw(rng, 42.0, low, high))
     f = smooth_cut(f, -(cavity + np.float32(shape.wall_gap_mm)), 3)
     f = smooth_cut(f, -(dome + 0.4), 3)
@@ -170,13 +172,13 @@ def liver_distance(
         for pitch, depth in ((17.0, 11.0), (9.0, 6.0)):
             dents = frame.sample(view, Noise.draw(rng, pitch, low, high))
             f += np.float32(depth * shape.cirrhosis) * np.maximum(dents + np.float32(0.1), 0)
-    f = _fissures(view, f, shape)
+    _fissures(frame, view, f, shape, np.random.default_rng([seed, 34]))
     if shape.slips or shape.resection:
         f = _scars(view, f, shape, np.random.default_rng([seed, 33]))
     return f
 
 
-def _lobes(view: View, shape: LiverShape) -> np.ndarray:
+def _lobes(frame: Frame, view: View, shape: LiverShape) -> np.ndarray:
     """The lobes as one body, hollowed by what lies below and behind."""
     s = shape.size
     right = ellipsoid(view, (4, 6, -76), (122 * s, 104 * s, 76 * s), boxy=True)
@@ -199,42 +201,86 @@ def _lobes(view: View, shape: LiverShape) -> np.ndarray:
     f = smooth_cut(f, -edge, 20)
     spine = np.hypot(view.y - 54, view.x - 10) - 46
     f = smooth_cut(f, spine, 10)
-    kidney = ellipsoid(view, (-68, 58, -60), (60, 36, 38))
-    f = smooth_cut(f, kidney, 10)
-    c = shape.caudate
-    caudate = ellipsoid(view, (28, 2, -6), (30 * c, 15 * c, 15 * c))
-    f = smooth_union(f, caudate, 8)
-    if shape.papillary_mm > 0:
-        p = shape.papillary_mm
-        f = smooth_union(f, ellipsoid(view, (4, -6, 6), (1.2 * p, 0.8 * p, p)), 3)
+    # Wide enough that the noise and dents to come cannot show the box.
+    box = _window(frame, view, (-160, -10, -130), (24, 124, 10))
+    if box is not None:
+        kidney = ellipsoid(box, (-68, 58, -60), (60, 36, 38))
+        f[box.slices] = smooth_cut(f[box.slices], kidney, 10)
+    box = _window(frame, view, (-50, -50, -55), (105, 55, 45))
+    if box is not None:
+        c, p = shape.caudate, shape.papillary_mm
+        caudate = ellipsoid(box, (28, 2, -6), (30 * c, 15 * c, 15 * c))
+        joined = smooth_union(f[box.slices], caudate, 8)
+        if p > 0:
+            process = ellipsoid(box, (4, -6, 6), (1.2 * p, 0.8 * p, p))
+            joined = smooth_union(joined, process, 3)
+        f[box.slices] = joined
     if shape.tail > 0:
         t = shape.tail
-        tail = ellipsoid(view, (46, -30, 74 + 12 * t), (24 * s, 17 + 6 * t, 52), rotation(4, 28))
+        tail = ellipsoid(view, (42, -16, 76 + 10 * t), (24 * s, 15 + 6 * t, 50), rotation(8, -34))
         f = smooth_union(f, tail, 14)
     return f
 
 
-def _fissures(view: View, f: np.ndarray, shape: LiverShape) -> np.ndarray:
-    """Round-ligament fissure, venous-ligament fissure, hilum and gallbladder bed cut out."""
-    w = shape.fissure_mm
-    bent = view.x - 2 - 0.12 * (view.y + 40) + 0.1 * view.z
-    round_ligament = np.maximum(np.abs(bent) - w - 0.05 * np.clip(-view.z, 0, 60), view.z - 26)
-    round_ligament = np.maximum(round_ligament, view.y + 8)
-    f = smooth_cut(f, round_ligament, 3)
-    along = view.x - 6
-    plane = (view.y + 14) + 0.25 * along + 0.012 * along**2 + 0.12 * (view.z - 20)
-    venous = np.abs(plane) - w * 0.6 * (1.2 - np.abs(along) / 22)
-    venous = np.maximum(venous, np.maximum(view.z - 55, -6 - view.z))
-    f = smooth_cut(f, venous, 3)
+def _window(frame: Frame, view: View, low: Triple, high: Triple) -> View | None:
+    """The part of a view that holds a canonical box; its slices are those of the view's arrays."""
+    box = frame.view(low, high)
+    if box is None:
+        return None
+    slices = []
+    for own, inner, size in zip(view.slices, box.slices, view.z.shape, strict=True):
+        first = max(inner.start - (own.start or 0), 0)
+        last = min(inner.stop - (own.start or 0), size)
+        if first >= last:
+            return None
+        slices.append(slice(first, last))
+    part = (slices[0], slices[1], slices[2])
+    return View(part, view.z[part], view.y[part], view.x[part])
+
+
+def _fissures(
+    frame: Frame, view: View, f: np.ndarray, shape: LiverShape, rng: np.random.Generator
+) -> None:
+    """Cut out, in place: fissures of both ligaments, hilum and gallbladder bed."""
+    _ligaments(frame, view, f, shape.fissure_mm, rng)
     h = shape.hilum_fat
-    hilum = ellipsoid(
-        view, (HILUM_MM[0] - 6, HILUM_MM[1] - 3, HILUM_MM[2]), (13 * h, 8 * h, 22 * h)
-    )
-    f = smooth_cut(f, hilum, 6)
+    box = _window(frame, view, (-50, -40, -80), (38, 32, 30))
+    if box is not None:
+        center = (HILUM_MM[0] - 6, HILUM_MM[1] - 3, HILUM_MM[2])
+        hilum = ellipsoid(box, center, (13 * h, 8 * h, 22 * h))
+        f[box.slices] = smooth_cut(f[box.slices], hilum, 6)
     if shape.gallbladder_mm > 0:
         path, radius = shape.gallbladder()
-        f = smooth_cut(f, tube(view, path, radius + 0.5), 2)
-    return f
+        reach = float(radius.max()) + 6
+        low, high = path.min(axis=0) - reach, path.max(axis=0) + reach
+        box = _window(frame, view, tuple(low), tuple(high))
+        if box is not None:
+            bed = tube(box, path, radius + 0.5)
+            f[box.slices] = smooth_cut(f[box.slices], bed, 2)
+
+
+def _ligaments(
+    frame: Frame, view: View, f: np.ndarray, width_mm: float, rng: np.random.Generator
+) -> None:
+    """The fissures of the round ligament, open below, and of the venous ligament behind it."""
+    lean, tilt, bow, phase = rng.uniform((-0.1, 0, 2, 0), (0.3, 0.25, 6, 6))
+    top = rng.uniform(0, 34)
+    box = _window(frame, view, (-165, -130, -70), (top + 8, 0, 75))
+    if box is not None:
+        bent = box.x - 2 - lean * (box.y + 40) + tilt * box.z
+        bent = bent + bow * np.sin(box.y / 17 + box.z / 29 + phase)
+        # It ends at a level of its own.
+        opening = width_mm * np.clip((top + 12 - box.z) / 40, 0.25, 1)
+        opening = opening + 0.05 * np.clip(-box.z, 0, 60)
+        cut = np.maximum(np.maximum(np.abs(bent) - opening, box.z - top), box.y + 8)
+        f[box.slices] = smooth_cut(f[box.slices], cut, 3)
+    box = _window(frame, view, (-12, -60, -45), (62, 20, 55))
+    if box is not None:
+        along = box.x - 6
+        plane = (box.y + 14) + 0.25 * along + 0.012 * along**2 + 0.12 * (box.z - 20)
+        venous = np.abs(plane) - width_mm * 0.6 * (1.2 - np.abs(along) / 22)
+        venous = np.maximum(venous, np.maximum(box.z - 55, -6 - box.z))
+        f[box.slices] = smooth_cut(f[box.slices], venous, 3)
 
 
 def _scars(view: View, f: np.ndarray, shape: LiverShape, rng: np.random.Generator) -> np.ndarray:
@@ -251,7 +297,7 @@ def _scars(view: View, f: np.ndarray, shape: LiverShape, rng: np.random.Generato
     # From the gallbladder bed to the cava, which both large operations follow.
     plane = view.x + 20 + 0.5 * (10 - view.y) + wave - np.float32(shape.resection_mm)
     if shape.resection == "right":
-        f = smooth_cut(f, plane, 16)
+        f = smooth_cut(f, plane + 0.004 * (view.z - 10) ** 2 - 6, 24)
     elif shape.resection == "left":
         f = smooth_cut(f, np.maximum(-plane, view.y + 12), 14)
     elif shape.resection == "wedge":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from scipy import ndimage
 from torch.nn import functional
 
@@ -101,6 +101,7 @@ def displace(
 def breathe(
     image: Float32[np.ndarray, "z y x"],
     tissue: UInt8[np.ndarray, "z y x"],
+    cavity: Bool[np.ndarray, "z y x"],
     spacing_mm: Triple,
     amplitude_mm: float,
     rng: np.random.Generator,
@@ -109,7 +110,8 @@ def breathe(
 
     Args:
         image: HU.
-        tissue: codes, from which the wall is told.
+        tissue: codes; the spine and the muscles beside it stay.
+        cavity: inside the muscle wall.
         spacing_mm: (z, y, x).
         amplitude_mm: largest shift; a fifth of it also moves organs to the front, and a quarter
             bends them.
@@ -118,9 +120,7 @@ def breathe(
     Returns:
         The image, and from where each voxel's anatomy comes, relative to it, in mm.
     """
-    inside = ~np.isin(tissue, [int(t) for t in _WALL])
-    # Subcutaneous fat is inside by its code; the wall is closed from outside instead.
-    inside &= _behind_wall(tissue)
+    inside = cavity & ~np.isin(tissue, [int(t) for t in _WALL])
     sign = 1.0 if rng.random() < 0.5 else -1.0
     field = smooth_displacement(image.shape, spacing_mm, 0.25 * amplitude_mm, rng)
     field[0] += np.float32(sign * 0.75 * amplitude_mm)
@@ -136,16 +136,6 @@ def breathe(
         )
         moved[torn] = moved[tuple(nearest[:, torn])]
     return moved, field
-
-
-def _behind_wall(tissue: UInt8[np.ndarray, "z y x"]) -> np.ndarray:
-    """Each slice's inside of the muscle wall: what fat cannot be reached from the skin."""
-    wall = np.isin(tissue, [Tissue.MUSCLE, Tissue.BONE, Tissue.CORTICAL_BONE])
-    closed = np.zeros(tissue.shape, bool)
-    for plane, out in zip(wall, closed, strict=True):
-        shut = ndimage.binary_closing(np.pad(plane, 6), iterations=5)[6:-6, 6:-6] | plane
-        out[:] = ndimage.binary_fill_holes(shut) & ~plane
-    return closed
 
 
 def sway(

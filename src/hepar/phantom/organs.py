@@ -195,7 +195,7 @@ def _pancreas(canvas: Canvas, rng: np.random.Generator) -> None:
 def _spleen(canvas: Canvas, rng: np.random.Generator, cirrhosis: float) -> None:
     """A crescent between diaphragm and stomach, larger with portal hypertension."""
     frame = canvas.frame
-    s = float(np.clip(np.exp(rng.normal(-0.13, 0.14)), 0.66, 1.2)) * (1 + 0.28 * cirrhosis)
+    s = float(np.clip(np.exp(rng.normal(-0.05, 0.13)), 0.74, 1.22)) * (1 + 0.22 * cirrhosis)
     center = (14 - 34 * (s - 1), 40.0 - 16 * (s - 1), 96.0 - 14 * (s - 1))
     view = frame.around(center, 82 * max(s, 1.0))
     if view is None:
@@ -206,9 +206,11 @@ def _spleen(canvas: Canvas, rng: np.random.Generator, cirrhosis: float) -> None:
     # The bed of the stomach hollows it; a notch or two cut its front edge.
     bed = ellipsoid(view, (28, -6, 46), (66, 50, 44 - 6 * cirrhosis))
     f = smooth_cut(f, bed, 9) + 3.5 * frame.sample(view, Noise.draw(rng, 28.0))
+    f = smooth_cut(f, ellipsoid(view, (-60, 52, 60), (58, 32, 30)), 6)
     for _ in range(int(rng.integers(0, 3))):
         level = center[0] + rng.uniform(-26, 26)
-        notch = np.abs(view.z - level - 0.3 * (view.y - 20)) - rng.uniform(0.8, 2.0)
+        width, depth = rng.uniform(1.0, 2.4), rng.uniform(8, 18)
+        notch = np.abs(view.z - level - 0.3 * (view.y - 20)) - width * (1 + f / depth)
         f = smooth_cut(f, np.maximum(notch, view.y - rng.uniform(18, 34)), 3)
     f = smooth_cut(f, -(canvas.cavity[view.slices] + np.float32(rng.uniform(0, 2.5))), 4)
     f = smooth_cut(f, -(canvas.dome[view.slices] + np.float32(rng.uniform(0.4, 2))), 4)

@@ -38,7 +38,7 @@ class Population:
 
 # hcc, icc, metastasis, hemangioma, fnh, cyst, calcification, other
 POPULATIONS: dict[str, Population] = {
-    "general": Population(primary=(0.26, 0.12, 0.19, 0.13, 0.10, 0.08, 0.03, 0.09)),
+    "general": Population(primary=(0.29, 0.11, 0.17, 0.13, 0.11, 0.06, 0.03, 0.10)),
     # The proportions of MPCT-FLLs (SAM+URIM, Dataset), where a case has one type.
     "sam_urim": Population(primary=(26, 0, 14, 25, 20, 36, 0, 0), companions=0.0),
     "lidia": Population(primary=(0.26, 0.10, 0.17, 0.13, 0.09, 0.08, 0.05, 0.12)),

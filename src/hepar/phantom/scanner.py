@@ -177,6 +177,12 @@ class _Scene:
     fine: np.ndarray
     coarse: np.ndarray
 
+    @property
+    def cavity(self) -> np.ndarray:
+        """Inside the wall; everything, for an anatomy that does not say."""
+        known = self.anatomy.cavity
+        return np.ones(self.first.shape, bool) if known is None else known
+
     @classmethod
     def of(cls, anatomy: Anatomy, session: Session, seed: int) -> _Scene:
         first = codes(anatomy.tissue, anatomy.instances, anatomy.parts)
@@ -206,7 +212,7 @@ def _paint_phase(
     image = _clean(scene, time_s)
     moved = None
     if phase != REFERENCE and breathing_mm > 0:
-        image, moved = breathe(image, anatomy.tissue, spacing, breathing_mm, rng)
+        image, moved = breathe(image, anatomy.tissue, scene.cavity, spacing, breathing_mm, rng)
     if phase != REFERENCE and misalignment_mm > 0:
         image = displace(image, spacing, misalignment_mm, rng)
     artifacts = np.random.default_rng([scene.seed, anatomy.texture_seed, 61, number])

@@ -16,6 +16,7 @@ SPINE_Y_MM = 46.0
 SPINE_PERIOD_MM = 33.0
 RIB_PERIOD_MM = 27.0
 ARMS_DOWN_SHARE = 0.15
+WALL_MIN_MM = 6.0  # the aponeurosis in the midline, with its fasciae
 TABLE_STEP_MM = 0.5
 
 
@@ -86,9 +87,9 @@ class Torso:
     def muscle_depth(self, view: View) -> np.ndarray:
         """Distance to the outside of the muscle wall, negative inside."""
         furrow = 5 * np.exp(-((view.x / 14) ** 2)) * (view.y > 0)
-        # In front the wall is the recti alone, and almost nothing in the midline.
+        # In front the wall is the recti alone, thinnest in the midline.
         front, back = self.front_mm - 0.75 * self.wall_mm, SPINE_Y_MM + 62
-        furrow = furrow - 5 * np.exp(-((view.x / 6) ** 2)) * (view.y < 0)
+        furrow = furrow - 3 * np.exp(-((view.x / 6) ** 2)) * (view.y < 0)
         return superellipse_depth(
             view.y + furrow, view.x, front, back, self.half_width_mm + self.wall_mm
         )
@@ -106,7 +107,7 @@ class Torso:
         rho = np.clip((v**2.5 + u**2.5) ** 0.4, 0, 1)
         share = 1 / (1 + np.exp(x / 18))
         top = self.right_dome_mm * share + self.left_dome_mm * (1 - share)
-        top = top - self.saddle_mm * np.exp(-(((x - 10) / 34) ** 2))
+        top = top - self.saddle_mm * np.exp(-(((x - 19) / 40) ** 2))
         attachment = -8 - 38 * np.clip((y - middle) / half, -1, 1)
         height = attachment + (top - attachment) * (1 - rho**3.2) ** 0.55
         gy, gx = np.gradient(height, TABLE_STEP_MM)
@@ -135,8 +136,10 @@ def paint_torso(frame: Frame, torso: Torso, rng: np.random.Generator) -> Canvas:
         leanness=float(np.clip(1.25 - torso.fat_front_mm / 25, 0, 1)),
     )
     skin = torso.skin_depth(view)
+    chest, back, arms = rng.spawn(3)  # what a field does not show must not change the rest
     wall = Noise.draw(rng, 36.0)
     muscle = torso.muscle_depth(view) + 2.6 * frame.sample(view, wall)
+    muscle = np.minimum(muscle, cavity - WALL_MIN_MM)
     tissue = canvas.tissue
     tissue[skin < 0] = Tissue.SKIN
     tissue[skin < -2.0] = Tissue.FAT
@@ -146,11 +149,11 @@ def paint_torso(frame: Frame, torso: Torso, rng: np.random.Generator) -> Canvas:
     tissue[layer & (np.abs(view.x) > 55)] = Tissue.FAT
     tissue[cavity < 0] = Tissue.FAT
     _ribs(canvas, torso, muscle)
-    paint_chest(canvas, torso.right_dome_mm - torso.saddle_mm, torso.heart_scale, rng)
-    _back_muscles(canvas, torso, rng)
+    paint_chest(canvas, torso.right_dome_mm - torso.saddle_mm, torso.heart_scale, chest)
+    _back_muscles(canvas, torso, back)
     _spine(canvas, torso)
     if torso.arms > 0:
-        paint_arms(canvas, torso.skin_box_mm(), torso.arms, rng)
+        paint_arms(canvas, torso.skin_box_mm(), torso.arms, arms)
     return canvas
 
 
@@ -219,9 +222,9 @@ def _back_muscles(canvas: Canvas, torso: Torso, rng: np.random.Generator) -> Non
         crus = curve([(62, 14, 16 * side + 6), (20, 22, 25 * side + 4), (-45, 30, 18 * side)], 9)
         for view, f in tube_pieces(frame, crus, np.linspace(wide + 0.5, wide, 9)):
             canvas.put(view, f < 0, Tissue.MUSCLE, over)
-    view = frame.view((-330, 55, -110), (280, 150, 110))
-    if view is not None:
-        _septa(canvas, view, torso.muscle_fat, rng)
+    back = frame.view((-330, 55, -110), (280, 150, 110))
+    if back is not None:
+        _septa(canvas, back, torso.muscle_fat, rng)
 
 
 def _septa(canvas: Canvas, view: View, share: float, rng: np.random.Generator) -> None:
@@ -229,14 +232,14 @@ def _septa(canvas: Canvas, view: View, share: float, rng: np.random.Generator) -
     y, x = view.y - (SPINE_Y_MM + 40), np.abs(view.x)
     patchy = canvas.frame.sample(view, Noise.draw(rng, 22.0))
     block = np.sqrt((y / 21) ** 2 + ((x - 31) / 28) ** 2)
-    width = (0.4 + 1.5 * share) * (0.6 + patchy)
+    width = (0.35 + 0.9 * share) * (0.6 + patchy)
     sheath = np.abs(block - 1) * 23 < width
     # Multifidus, longissimus and iliocostalis part along two slanting planes.
     for middle, slant in ((19.0, 0.25), (38.0, 0.5)):
         sheath |= (np.abs(x - middle - slant * y) < 0.7 * width) & (block < 1) & (y > -12)
     sheath &= (x > 9) & (y > -18)
     canvas.put(view, sheath, Tissue.FAT, (Tissue.MUSCLE,))
-    grain = np.sin(view.z / 9 + patchy) * np.sin((x + 0.4 * y) / 2.3 + 3 * patchy)
+    grain = canvas.frame.sample(view, Noise.draw(rng, 6.0, (-330, 40, -130), (280, 170, 130)))
     deep = np.clip(1.15 - np.hypot(x - 14, y + 6) / 34, 0, 1) * share
-    marbled = (grain + 0.6 * patchy > 1.35 - 1.3 * deep) & (block < 0.97)
+    marbled = (grain + 0.5 * patchy > 1.0 - 0.95 * deep) & (block < 0.97) & (deep > 0.02)
     canvas.put(view, marbled, Tissue.FAT, (Tissue.MUSCLE,))
