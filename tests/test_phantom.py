@@ -192,8 +192,9 @@ def test_closed_form_painted_means_are_the_drawn_ones(patients: dict[int, Anatom
         patient = anatomy(seed, field="liver", shape=(40, 64, 64), spacing_mm=(4.0, 2.5, 2.5))
         painted = paint(patient, seed)
         session = Session.draw(patient, seed)
-        for tissue, tolerance in ((Tissue.LIVER, 4.0), (Tissue.AORTA, 9.0)):
-            mask = (patient.tissue == tissue) & (patient.instances == 0)
+        # The slice profile brings something of what lies above and below into a tilted aorta.
+        for tissue, tolerance in ((Tissue.LIVER, 4.0), (Tissue.AORTA, 16.0)):
+            mask = (patient.tissue == tissue) & (patient.instances == 0) & (patient.share == 0)
             core = mask.copy()
             for axis in range(3):
                 core &= np.roll(mask, 1, axis) & np.roll(mask, -1, axis)
@@ -206,7 +207,9 @@ def test_closed_form_noise_has_the_drawn_sd() -> None:
     shape = (16, 64, 64)
     fluid = np.full(shape, Tissue.FLUID, np.uint8)
     empty = np.zeros(shape, np.uint8)
-    patient = Anatomy(fluid, empty > 0, empty, empty, (), (2.5, 1.5, 1.5), texture_seed=3)
+    patient = Anatomy(
+        fluid, empty > 0, empty, empty, (), (2.5, 1.5, 1.5), texture_seed=3, field="liver"
+    )
     for seed in range(3):
         drawn = Session.draw(patient, seed).reconstruction.noise_sd_hu
         assert NOISE_SD_HU[0] <= drawn <= NOISE_SD_HU[1]

@@ -88,9 +88,7 @@ def phantom_case(
         population: of the patient and the scanner.
     """
     patient = anatomy(seed, population=population)
-    scan = paint(
-        patient, seed, misalignment_mm=misalignment_mm, scanner=population.scanner
-    )
+    scan = paint(patient, seed, misalignment_mm=misalignment_mm, scanner=population.scanner)
     grid = grid_of(patient)
     aligned = _aligned({phase: Volume(scan.hu[phase], grid) for phase in PHASE_ORDER})
     types = {lesion.id: lesion.type for lesion in patient.lesions}

@@ -253,4 +253,3 @@ def imperfect_liver(
     field = resample(rng.normal(size=coarse.shape), coarse, fine, antialias=False)
     field *= settings.jitter_mm / max(float(field.std()), 1e-6)
     return np.asarray(depth_mm + field + settings.bias_mm > 0)
-

@@ -29,6 +29,7 @@ from hepar.phantom.torso import Torso, paint_torso
 SPACING_MM: dict[str, Triple] = {"abdomen": (3.0, 1.5, 1.5), "liver": (2.5, 1.5, 1.5)}
 LIVER_MARGIN_MM = 12.0
 ABDOMEN_MARGIN_MM = (42.0, 9.0, 9.0)
+ARMS_MM = 55.0
 COARSE_MM = 5.0
 TISSUE_COUNT, PART_COUNT = len(Tissue), len(Part)
 VOLUME_RANGE_ML = (800.0, 2450.0)
@@ -201,7 +202,13 @@ class _Fine:
 def _sample(patient: _Patient, frame: Frame, seed: int, field: str) -> _Fine:
     canvas = paint_torso(frame, patient.torso, np.random.default_rng([seed, 21]))
     paint_liver(canvas, patient.liver, patient.cloud_mm, seed)
-    paint_organs(canvas, seed, ascites=patient.ascites)
+    paint_organs(
+        canvas,
+        seed,
+        ascites=patient.ascites,
+        cirrhosis=patient.liver.cirrhosis,
+        resection=patient.liver.resection,
+    )
     if field == "abdomen":
         _paint_table(canvas.tissue, frame, patient)
     tissue = canvas.tissue
@@ -258,7 +265,8 @@ def _draw_patient(seed: int, population: Population) -> _Patient:
     bend = Bend.draw(rng, scale)
     torso = Torso.draw(rng, obesity)
     cirrhosis = float(rng.uniform(0.3, 1.0)) if rng.random() < population.cirrhosis else 0.0
-    steatosis = float(rng.uniform(0.2, 1.0)) if rng.random() < population.steatosis else 0.0
+    fat = float(0.1 + 0.9 * rng.beta(1.2, 2.2))
+    steatosis = fat if rng.random() < population.steatosis else 0.0
     wet = rng.random() < (0.35 if cirrhosis > 0 else 0.04)
     shape = LiverShape.draw(rng, cirrhosis)
     frame = _coarse_frame(bend)
@@ -313,6 +321,7 @@ def _frame(
         body_low = np.array([low[0], fixed + (front - fixed) / scale[1], -half_width / scale[2]])
         body_high = np.array([high[0], fixed + (back - fixed) / scale[1], half_width / scale[2]])
         margin = np.asarray(ABDOMEN_MARGIN_MM)
+        margin[2] += ARMS_MM * (patient.torso.arms > 0)
         low, high = body_low - margin, body_high + margin
     spacing = np.asarray(spacing_mm)
     size = np.ceil((high - low) / spacing).astype(int) if shape is None else np.asarray(shape)

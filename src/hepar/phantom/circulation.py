@@ -1,4 +1,4 @@
-"""Contrast medium in the body: a gamma-variate first pass, recirculation, and compartments fed by it.
+"""Contrast medium in the body: a gamma-variate first pass, recirculation, and compartments.
 
 The aorta's enhancement is the injection (a box) through a chain of four mixing chambers (a gamma
 variate), seen once as the first pass and again through a biexponential return (equilibration,

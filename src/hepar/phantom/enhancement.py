@@ -31,7 +31,7 @@ _CURVES: dict[Tissue, _Curve] = {
     Tissue.TABLE: (-350, 60, _FLAT),
     Tissue.LUNG: (-840, 30, (0, 5, 20, 25, 20, 18, 15, 12, 9, 5)),
     Tissue.FAT: (-104, 5, _FLAT),
-    Tissue.SKIN: (-5, 15, (0, 0, 3, 6, 9, 12, 12, 10, 8, 4)),
+    Tissue.SKIN: (30, 15, (0, 0, 3, 6, 9, 12, 12, 10, 8, 4)),
     Tissue.MUSCLE: (54, 7, (0, 0, 2, 4, 7, 10, 11, 10, 8, 4)),
     Tissue.BONE: (150, 25, (0, 2, 10, 20, 22, 20, 15, 12, 9, 5)),
     Tissue.CORTICAL_BONE: (620, 90, (0, 0, 3, 6, 8, 8, 6, 5, 4, 2)),

@@ -222,8 +222,8 @@ def readers_view(
 ) -> UInt8[np.ndarray, "z y x"]:
     """The lesions as one of three readers outlines them: within about 1 mm of the truth.
 
-    A reader draws generously (+0.6 mm), as it is, or tightly (-0.6 mm), each with a hand that wanders
-    smoothly by 0.3 mm. A lesion that would vanish is drawn as it is.
+    A reader draws generously (+0.6 mm), as it is, or tightly (-0.6 mm), each with a hand that
+    wanders smoothly by 0.3 mm. A lesion that would vanish is drawn as it is.
 
     Args:
         instances: the truth.

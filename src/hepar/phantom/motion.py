@@ -1,4 +1,4 @@
-"""Motion between and within phases: breathing, what registration leaves over, a restless patient."""
+"""Motion: breathing between phases, what registration leaves of it, and a restless patient."""
 
 from __future__ import annotations
 

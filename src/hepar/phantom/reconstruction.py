@@ -5,14 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32
-from scipy import ndimage
+from jaxtyping import Bool, Float32
+from scipy import fft, ndimage
 
 from hepar.phantom.shapes import Triple
 
 HU_RANGE = (-1024, 3071)
 NOISE_SD_HU = (6.0, 25.0)
 PADDING_HU = -1024.0
+# SD of the slice profile and of the noise along z, in slice thicknesses.
+SLICE_SD, NOISE_SLICE_SD = 0.47, 0.43
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Radial noise power of a kernel: (low + (1 - low) f / 0.3) exp(-(f / cut)^power), f in 1/mm.
+
+    Fitted to the liver of real series (docs/phantom.md) from f = 0.07 on.
+    """
+
+    low: float
+    cut: float
+    power: float
+
+
+SOFT = Spectrum(0.40, 0.346, 3.0)  # GE, SOFT
+MEDIUM = Spectrum(1.00, 0.331, 1.7)  # Siemens B30s
+SMOOTH = Spectrum(0.10, 0.164, 1.13)  # Siemens Br38, iterative
 
 
 @dataclass(frozen=True)
@@ -20,21 +39,21 @@ class Scanner:
     """Ranges that a hospital's scans are drawn from.
 
     Attributes:
-        noise_sd_hu: median and log SD at 1.5 mm in plane.
+        noise_sd_hu: median and log SD.
         kernel_mm: SD of the in-plane point spread.
         thickness: slice thickness over slice spacing.
-        sharpness: how much low frequency the noise lacks, 0 soft .. 1 edge-enhancing.
+        spectra: noise spectra of its kernels.
     """
 
     noise_sd_hu: tuple[float, float]
     kernel_mm: tuple[float, float]
     thickness: tuple[float, float]
-    sharpness: tuple[float, float]
+    spectra: tuple[Spectrum, ...]
 
 
 SCANNERS = {
-    "home": Scanner((14.0, 0.33), (0.55, 0.95), (1.0, 1.35), (0.1, 0.8)),
-    "external": Scanner((17.0, 0.28), (0.9, 1.4), (1.2, 1.8), (0.0, 0.4)),
+    "home": Scanner((14.0, 0.33), (0.50, 0.80), (1.15, 1.5), (SOFT, MEDIUM)),
+    "external": Scanner((17.0, 0.28), (0.75, 1.15), (1.4, 2.0), (SMOOTH,)),
 }
 
 
@@ -43,38 +62,40 @@ class Reconstruction:
     """How one visit's scans are reconstructed.
 
     Attributes:
-        noise_sd_hu: at 1.5 mm in plane.
+        noise_sd_hu: in the liver; on grids coarser than 2 mm in plane less, as pixels average.
         kernel_mm: SD of the in-plane point spread.
         thickness_mm: slice thickness, at least the slice spacing.
-        sharpness: see `Scanner`.
+        spectrum: of the noise in plane.
+        streakiness: how much more power vertical frequencies have than horizontal ones.
         shading_hu: amplitude of cupping and of dark bands between dense bones.
         round_field: whether voxels outside the scan circle hold padding.
-        arms: 0 raised .. 1 beside the body; adds horizontal streaks.
     """
 
     noise_sd_hu: float
     kernel_mm: float
     thickness_mm: float
-    sharpness: float
+    spectrum: Spectrum
+    streakiness: float
     shading_hu: float
     round_field: bool
-    arms: float
 
     @classmethod
     def draw(
         cls, rng: np.random.Generator, scanner: Scanner, spacing_z_mm: float, arms: float
     ) -> Reconstruction:
-        """Draw a visit's reconstruction."""
+        """Draw a visit's reconstruction; arms beside the body (up to 1) add horizontal streaks."""
         median, log_sd = scanner.noise_sd_hu
         noise_sd = float(np.clip(np.exp(rng.normal(np.log(median), log_sd)), *NOISE_SD_HU))
+        base = scanner.spectra[int(rng.integers(len(scanner.spectra)))]
+        low, cut, power = np.array([base.low, base.cut, base.power]) * rng.uniform(0.85, 1.15, 3)
         return cls(
             noise_sd_hu=noise_sd,
             kernel_mm=float(rng.uniform(*scanner.kernel_mm)),
             thickness_mm=float(spacing_z_mm * rng.uniform(*scanner.thickness)),
-            sharpness=float(rng.uniform(*scanner.sharpness)),
+            spectrum=Spectrum(float(min(low, 1.0)), float(cut), float(power)),
+            streakiness=float(rng.uniform(0.1, 0.5) + 0.4 * arms),
             shading_hu=float(rng.uniform(0, 5)),
             round_field=bool(rng.random() < 0.3),
-            arms=arms,
         )
 
 
@@ -89,53 +110,70 @@ def blur(
 ) -> Float32[np.ndarray, "z y x"]:
     """Point spread and pixel in plane; along z what the slice is thicker than its spacing.
 
-    Voxels already hold the mean over their slice (`partial_volume`).
+    A slice profile is a Gaussian of SD 0.47 thicknesses; voxels already hold the mean over their
+    slice (`partial_volume`).
     """
     for axis in (1, 2):
         sigma = np.sqrt((recon.kernel_mm / spacing_mm[axis]) ** 2 + 1 / 12)
         image = ndimage.correlate1d(image, _gauss(sigma), axis=axis, mode="nearest")
-    excess = max(recon.thickness_mm**2 - spacing_mm[0] ** 2, 0.0)
-    sigma = np.sqrt(excess / 12) / spacing_mm[0]
-    if sigma > 0.15:
-        image = ndimage.correlate1d(image, _gauss(sigma), axis=0, mode="nearest")
-    return image
+    excess = (SLICE_SD * recon.thickness_mm) ** 2 - spacing_mm[0] ** 2 / 12
+    sigma = np.sqrt(max(excess, 0.0)) / spacing_mm[0]
+    return ndimage.correlate1d(image, _gauss(sigma), axis=0, mode="nearest")
 
 
 def noise(
     shape: tuple[int, ...], recon: Reconstruction, spacing_mm: Triple, rng: np.random.Generator
 ) -> Float32[np.ndarray, "z y x"]:
-    """Correlated noise of the visit's SD, shading, and the streaks of arms beside the body.
-
-    Band-passed in plane, slightly shared by slices. On grids coarser than 2 mm in plane the noise
-    is that of the averaged pixels.
-    """
+    """Correlated noise of the visit's SD, HU: the kernel's spectrum, and the slice's along z."""
     sd = recon.noise_sd_hu * np.exp(rng.normal(0, 0.08)) * min(1.0, 2.0 / max(spacing_mm[1:]))
-    image = rng.standard_normal(shape, dtype=np.float32)
-    for axis in (1, 2):
-        kernel = _gauss(0.95 * recon.kernel_mm / spacing_mm[axis])
-        image = ndimage.correlate1d(image, kernel, axis=axis, mode="wrap")
-    wide = ndimage.uniform_filter1d(image, 5, axis=1, mode="wrap")
-    wide = ndimage.uniform_filter1d(wide, 5, axis=2, mode="wrap")
-    image -= np.float32(recon.sharpness) * wide
-    if recon.arms > 0:
-        rows = ndimage.uniform_filter1d(image, 15, axis=2, mode="wrap")
-        image += np.float32(2.5 * recon.arms) * rows
-    along = np.array([0.12, 0.76, 0.12], np.float32)
+    white = rng.standard_normal(shape, dtype=np.float32)
+    _, ny, nx = shape
+    fy = np.fft.fftfreq(ny, spacing_mm[1])[:, None]
+    fx = np.fft.rfftfreq(nx, spacing_mm[2])[None, :]
+    f, law = np.hypot(fy, fx), recon.spectrum
+    power = (law.low + (1 - law.low) * f / 0.3) * np.exp(-((f / law.cut) ** law.power))
+    # cos of twice the angle from the horizontal frequency axis.
+    double = (fx**2 - fy**2) / np.maximum(f, 1e-9) ** 2
+    power = power * np.clip(1 - recon.streakiness * double, 0.05, None)
+    amplitude = np.sqrt(power).astype(np.float32)
+    image = fft.irfft2(fft.rfft2(white) * amplitude, s=(ny, nx)).astype(np.float32, copy=False)
+    along = _gauss(NOISE_SLICE_SD * recon.thickness_mm / spacing_mm[0])
     image = ndimage.correlate1d(image, along, axis=0, mode="wrap")
     image *= np.float32(sd / max(float(image[:: max(1, shape[0] // 8)].std()), 1e-6))
-    image += _shading(shape, recon.shading_hu, rng)
     return image
 
 
-def _shading(
-    shape: tuple[int, ...], amplitude_hu: float, rng: np.random.Generator
+def noise_gain(
+    air: Bool[np.ndarray, "z y x"], spacing_mm: Triple
+) -> Float32[np.ndarray, "z y x"] | None:
+    """How much of the liver's noise there is: all of it 40 mm below the skin, 0.42 in air.
+
+    Returns:
+        The factor, or None where the field holds no air to speak of.
+    """
+    if air[:, ::4, ::4].mean() < 0.02:
+        return None
+    body = ndimage.gaussian_filter(
+        (~air[:, ::4, ::4]).astype(np.float32),
+        (0.0, *(20.0 / (4 * s) for s in spacing_mm[1:])),
+        mode="nearest",
+    )
+    share = np.clip((body - 0.1) / 0.85, 0, 1)
+    zoom = (1, *(n / c for n, c in zip(air.shape[1:], share.shape[1:], strict=True)))
+    wide = ndimage.zoom(share, zoom, order=1, mode="nearest", grid_mode=True)
+    gain: Float32[np.ndarray, "z y x"] = np.float32(0.42) + np.float32(0.58) * wide
+    return gain
+
+
+def shading(
+    shape: tuple[int, ...], recon: Reconstruction, rng: np.random.Generator
 ) -> Float32[np.ndarray, "y x"]:
     """Cupping left by beam hardening: darker towards the middle, with a slow gradient."""
     y = np.linspace(-1, 1, shape[1], dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, shape[2], dtype=np.float32)[None, :]
     slope = rng.uniform(-0.5, 0.5, 2)
     cup = 0.5 * (y * y + x * x) - 0.33 + slope[0] * y + slope[1] * x
-    return (amplitude_hu * cup).astype(np.float32)
+    return (recon.shading_hu * cup).astype(np.float32)
 
 
 def streaks(

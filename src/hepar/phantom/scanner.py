@@ -26,6 +26,8 @@ from hepar.phantom.reconstruction import (
     blur,
     limit_view,
     noise,
+    noise_gain,
+    shading,
     streaks,
 )
 from hepar.phantom.shapes import Lattice, Triple
@@ -37,15 +39,15 @@ REFERENCE = "PV"
 
 # SD of texture, HU, at a fine and a coarse scale; what the map holds as one code is not uniform.
 _TEXTURE_HU: dict[Tissue, tuple[float, float]] = {
-    Tissue.FAT: (5, 4),
-    Tissue.MUSCLE: (13, 9),
+    Tissue.FAT: (4, 2),
+    Tissue.MUSCLE: (6, 4),
     Tissue.BONE: (45, 30),
     Tissue.CORTICAL_BONE: (60, 60),
     Tissue.LUNG: (35, 22),
     Tissue.HEART: (3, 6),
-    Tissue.LIVER: (2.5, 2.5),
-    Tissue.PERFUSION: (2.5, 2.5),
-    Tissue.SPLEEN: (2, 2),
+    Tissue.LIVER: (1.3, 1.3),
+    Tissue.PERFUSION: (1.3, 1.3),
+    Tissue.SPLEEN: (2.5, 4),
     Tissue.KIDNEY_CORTEX: (5, 3),
     Tissue.KIDNEY_MEDULLA: (6, 4),
     Tissue.PANCREAS: (18, 7),
@@ -176,6 +178,7 @@ class _Scene:
     share: np.ndarray
     fine: np.ndarray
     coarse: np.ndarray
+    gain: np.ndarray | None
 
     @property
     def cavity(self) -> np.ndarray:
@@ -198,6 +201,7 @@ class _Scene:
             second[mixed],
             share[mixed].astype(np.float32) / np.float32(255),
             *_texture(anatomy),
+            noise_gain(anatomy.tissue == Tissue.AIR, anatomy.spacing_mm),
         )
 
 
@@ -221,7 +225,11 @@ def _paint_phase(
     image = blur(image, session.reconstruction, spacing)
     if session.motion.streaked == phase:
         image += streaks(image.shape, spacing, artifacts)
-    image += noise(image.shape, session.reconstruction, spacing, rng)
+    grain = noise(image.shape, session.reconstruction, spacing, rng)
+    if scene.gain is not None:
+        grain *= scene.gain
+    image += grain
+    image += shading(image.shape, session.reconstruction, artifacts)
     if anatomy.field == "abdomen":
         limit_view(image, session.reconstruction)
     np.clip(np.rint(image, out=image), *HU_RANGE, out=image)
@@ -247,8 +255,8 @@ def _clean(scene: _Scene, time_s: float) -> np.ndarray:
     """Noiseless HU on the grid, float32: tables by code, mixtures, and texture by code."""
     anatomy, contrast = scene.anatomy, scene.session.contrast
     tables = [tissue_hu(contrast, time_s)]
-    for spec in anatomy.lesions:
-        tables.append(lesion_hu(spec, contrast, time_s, scene.session.lesion_shift[spec.id - 1]))
+    shifts = scene.session.lesion_shift
+    tables += [lesion_hu(s, contrast, time_s, shifts[s.id - 1]) for s in anatomy.lesions]
     hu = np.concatenate(tables).astype(np.float32)
     amplitude = _amplitude(anatomy, time_s)
     image = hu.take(scene.first)
@@ -272,5 +280,5 @@ def _amplitude(anatomy: Anatomy, time_s: float) -> np.ndarray:
     # Red and white pulp fill at different times: the spleen is mottled in the arterial phase.
     amplitude[Tissue.SPLEEN, 1] += 26 * float(np.clip(1 - abs(time_s - 30) / 22, 0, 1))
     for code in (Tissue.LIVER, Tissue.PERFUSION):
-        amplitude[code] *= 1 + 1.5 * anatomy.cirrhosis + 1.2 * anatomy.steatosis
+        amplitude[code] *= 1 + 3.0 * anatomy.cirrhosis + 2.0 * anatomy.steatosis
     return amplitude
