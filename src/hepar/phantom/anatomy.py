@@ -30,6 +30,7 @@ SPACING_MM: dict[str, Triple] = {"abdomen": (3.0, 1.5, 1.5), "liver": (2.5, 1.5,
 LIVER_MARGIN_MM = 12.0
 ABDOMEN_MARGIN_MM = (42.0, 9.0, 9.0)
 ARMS_MM = 55.0
+CUT_SHARE = 0.05
 COARSE_MM = 5.0
 TISSUE_COUNT, PART_COUNT = len(Tissue), len(Part)
 VOLUME_RANGE_ML = (800.0, 2450.0)
@@ -92,6 +93,7 @@ class _Patient:
     liver_high_mm: np.ndarray
     ascites: float
     steatosis: float
+    cut: float
 
 
 def anatomy(
@@ -107,7 +109,8 @@ def anatomy(
     Args:
         seed: the patient; the same on every grid.
         field: `abdomen` is centered on the body at the liver's height, `liver` on the liver's
-            box; without a shape they cover body and liver with a margin.
+            box; without a shape they cover body and liver with a margin, except that one abdomen
+            in twenty begins or ends inside the liver.
         shape: voxels (z, y, x); the field keeps its center and is cropped or widened.
         spacing_mm: (z, y, x); 3 x 1.5 x 1.5 for the abdomen, 2.5 x 1.5 x 1.5 for the liver.
         population: how often each disease; the same seed is another patient in another one.
@@ -297,6 +300,8 @@ def _draw_patient(seed: int, population: Population) -> _Patient:
         liver_high_mm=origin + where.max(axis=0) * COARSE_MM,
         ascites=float(rng.uniform(0.1, 1.0)) if wet else 0.0,
         steatosis=steatosis,
+        # A scan that begins in the liver (above zero) or ends in it: by how much of its height.
+        cut=float(rng.uniform(0.1, 0.3) * rng.choice((-1, 1))) if rng.random() < CUT_SHARE else 0.0,
     )
 
 
@@ -323,6 +328,9 @@ def _frame(
         margin = np.asarray(ABDOMEN_MARGIN_MM)
         margin[2] += ARMS_MM * (patient.torso.arms > 0)
         low, high = body_low - margin, body_high + margin
+        cut = patient.cut * (patient.liver_high_mm[0] - patient.liver_low_mm[0])
+        low[0], high[0] = low[0] + (cut > 0) * (margin[0] + cut), high[0] + min(cut, 0)
+        high[0] -= (cut < 0) * margin[0]
     spacing = np.asarray(spacing_mm)
     size = np.ceil((high - low) / spacing).astype(int) if shape is None else np.asarray(shape)
     origin = (low + high) / 2 - (size - 1) / 2 * spacing

@@ -58,7 +58,7 @@ _CURVES: dict[Tissue, _Curve] = {
 }
 TISSUE_COUNT = len(Tissue)
 BADLY_TIMED_SHARE = 0.1
-STEATOSIS_HU = 55.0
+STEATOSIS_HU = 50.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Contrast:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, steatosis: float) -> Contrast:
-        """Draw a response; steatosis takes up to 55 HU from the unenhanced liver."""
+        """Draw a response; steatosis takes up to 50 HU from the unenhanced liver."""
         spread = np.zeros(TISSUE_COUNT)
         for tissue, (_, sd, _) in _CURVES.items():
             spread[tissue] = sd

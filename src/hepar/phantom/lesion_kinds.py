@@ -84,8 +84,8 @@ KINDS: dict[str, Kind] = {
             P.CORE: (28, 32, 36, 38),
             P.CAPSULE: (48, 66, 108, 116),
         },
-        diameter_mm=(24.0, 0.8),
-        count=2.2,
+        diameter_mm=(28.0, 0.75),
+        count=2.4,
         sd_hu=13.0,
         margin_mm=(0.0, 5.0),
         rim=(0.03, 0.08),
@@ -115,7 +115,7 @@ KINDS: dict[str, Kind] = {
     "metastasis": Kind(
         "metastasis",
         {P.BODY: (40, 52, 66, 62), P.RIM: (40, 75, 68, 66), P.CORE: (38, 45, 54, 54)},
-        diameter_mm=(13.0, 0.7),
+        diameter_mm=(14.0, 0.72),
         count=4.0,
         sd_hu=13.0,
         margin_mm=(0.0, 4.0),
@@ -133,7 +133,7 @@ KINDS: dict[str, Kind] = {
     "hemangioma": Kind(
         "hemangioma",
         {P.BODY: (42, 55, 100, 110)},
-        diameter_mm=(18.0, 0.7),
+        diameter_mm=(20.0, 0.7),
         count=1.6,
         sd_hu=6.0,
         rim=(0.12, 0.2),

@@ -12,7 +12,7 @@ from hepar.phantom.shapes import Triple
 
 HU_RANGE = (-1024, 3071)
 NOISE_SD_HU = (6.0, 25.0)
-PADDING_HU = -1024.0
+_PADDING_HU = (-1024.0, -1024.0, -2000.0, -3024.0)
 # SD of the slice profile and of the noise along z, in slice thicknesses.
 SLICE_SD, NOISE_SLICE_SD = 0.47, 0.43
 
@@ -68,7 +68,7 @@ class Reconstruction:
         spectrum: of the noise in plane.
         streakiness: how much more power vertical frequencies have than horizontal ones.
         shading_hu: amplitude of cupping and of dark bands between dense bones.
-        round_field: whether voxels outside the scan circle hold padding.
+        padding_hu: what voxels outside the scan circle hold; None where the field is square.
     """
 
     noise_sd_hu: float
@@ -77,7 +77,7 @@ class Reconstruction:
     spectrum: Spectrum
     streakiness: float
     shading_hu: float
-    round_field: bool
+    padding_hu: float | None
 
     @classmethod
     def draw(
@@ -95,7 +95,7 @@ class Reconstruction:
             spectrum=Spectrum(float(min(low, 1.0)), float(cut), float(power)),
             streakiness=float(rng.uniform(0.1, 0.5) + 0.4 * arms),
             shading_hu=float(rng.uniform(0, 5)),
-            round_field=bool(rng.random() < 0.3),
+            padding_hu=_PADDING_HU[int(rng.integers(4))] if rng.random() < 0.3 else None,
         )
 
 
@@ -199,9 +199,9 @@ def streaks(
 
 def limit_view(image: Float32[np.ndarray, "z y x"], recon: Reconstruction) -> None:
     """Set what lies outside the scan circle to padding, in place."""
-    if not recon.round_field:
+    if recon.padding_hu is None:
         return
     _, ny, nx = image.shape
     y = (np.arange(ny) - (ny - 1) / 2)[:, None] / (0.5 * ny)
     x = (np.arange(nx) - (nx - 1) / 2)[None, :] / (0.5 * nx)
-    image[:, y * y + x * x > 1.12] = PADDING_HU
+    image[:, y * y + x * x > 1.12] = recon.padding_hu

@@ -230,9 +230,9 @@ def _paint_phase(
         grain *= scene.gain
     image += grain
     image += shading(image.shape, session.reconstruction, artifacts)
+    np.clip(np.rint(image, out=image), *HU_RANGE, out=image)
     if anatomy.field == "abdomen":
         limit_view(image, session.reconstruction)
-    np.clip(np.rint(image, out=image), *HU_RANGE, out=image)
     return image.astype(np.int16), time_s, moved
 
 
