@@ -55,7 +55,7 @@ def test_closed_form_a_shipped_recipe_names_anatomies_without_their_folders():
     )
     assert release._without_paths(loaded).data.anatomies == (Path("one"),)
     tumor = load_recipe(
-        RECIPES / "sam_urim" / "lite-small-lesions.yaml",
+        RECIPES / "sam_urim" / "lite.yaml",
         ["schedule.initial_weights=/home/me/secret/best.safetensors"],
     )
     shipped = release._without_paths(tumor)
