@@ -11,12 +11,14 @@ import pytest
 from hepar.data.cache import ArrayCache
 from hepar.data.cohort import CohortCases, read_cohort
 from hepar.data.patches import PreparedCase, draw_patch, drop_phases, slice_contents, whole_case
+from hepar.data.phantom_bank import write_bank
 from hepar.data.sampling import SampleSource, collate
 from hepar.data.sources import open_source
 from hepar.data.tumor_source import PhantomCases, imperfect_liver, thicken
 from hepar.errors import InputRefused, UsageError
 from hepar.geometry import Grid
 from hepar.io.nifti import write_nifti
+from hepar.phantom.anatomy import anatomy
 from hepar.preprocess import slice_input
 from hepar.recipe import CohortData, LiverMask, PatchSettings, PhantomTumorData, PhaseDropout
 from hepar.systems.base import InputSpec
@@ -368,6 +370,23 @@ def test_property_phantom_cases_repeat_and_differ(tmp_path):
     assert a.hu.dtype == np.int16
     held_out = first.validation_case(0)
     assert held_out.case_id != a.case_id
+
+
+def test_property_a_bank_is_painted_anew_in_every_epoch(tmp_path):
+    spacing = (10.0, 6.0, 6.0)
+    bank = write_bank(
+        tmp_path / "a.bank", (anatomy(s, field="liver", spacing_mm=spacing) for s in (50, 51, 52))
+    )
+    data = PhantomTumorData(train_patients=2, validation_patients=1, paints=0, bank=bank)
+    cases = PhantomCases(data, replace(SPEC, spacing_mm=(3.0, 3.0, 3.0)), cache_dir=tmp_path)
+    first, second = cases.train_case(1, 0), cases.train_case(1, 1)
+    assert first.spacing_mm == spacing
+    np.testing.assert_array_equal(first.hu, cases.train_case(1, 0).hu)
+    assert not np.array_equal(first.hu, second.hu)
+    held_out = cases.validation_case(0)
+    assert held_out.hu.shape[1:] == anatomy(52, field="liver", spacing_mm=spacing).liver.shape
+    with pytest.raises(UsageError, match="3 anatomies"):
+        PhantomCases(data.model_copy(update={"train_patients": 3}), SPEC, cache_dir=None)
 
 
 def test_property_phantoms_without_a_spacing_are_refused():

@@ -17,8 +17,8 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 @pytest.fixture(autouse=True)
 def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    def coarse(seed: int, *, field: str = "abdomen"):
-        return anatomy(seed, field=field, spacing_mm=(6.0, 4.0, 4.0))
+    def coarse(seed: int, **wanted):
+        return anatomy(seed, spacing_mm=(6.0, 4.0, 4.0), **wanted)
 
     monkeypatch.setattr(release, "anatomy", coarse)
 

@@ -91,7 +91,10 @@ class PhantomTumorData(PatchSettings):
         population: key of `phantom.population.POPULATIONS`.
         seed_base: anatomy seeds are seed_base + 0, 1, 2, ...
         spacing_mm: (z, y, x); None takes the system's.
-        paints: scans painted of each training anatomy; epochs take turns.
+        paints: scans painted of each training anatomy, among which epochs take turns; 0 scans
+            every patient anew in every epoch, from the bank.
+        bank: file of anatomies (`hepar phantom --formats bank`) instead of drawing them: training's
+            first, then validation's, at their own spacing.
         thick_slices: share of scans with slices twice as thick and far apart.
         misalignment_mm: between phases, inside the painted scan.
     """
@@ -102,7 +105,8 @@ class PhantomTumorData(PatchSettings):
     population: str = "general"
     seed_base: Annotated[int, Field(ge=0)] = 0
     spacing_mm: Spacing | None = None
-    paints: Count = 2
+    paints: Annotated[int, Field(ge=0)] = 2
+    bank: Path | None = None
     thick_slices: Fraction = 0.0
     misalignment_mm: NonNegative = 0.0
 

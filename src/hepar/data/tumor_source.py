@@ -14,12 +14,13 @@ import numpy as np
 from jaxtyping import Bool
 from scipy import ndimage
 
-from hepar.data.cache import ArrayCache, Arrays
+from hepar.data.cache import ArrayCache, Arrays, file_hash
 from hepar.data.patches import PreparedCase, draw_patch, slice_contents, whole_case
+from hepar.data.phantom_bank import read_bank
 from hepar.data.sampling import Sample, ValidationCase
 from hepar.errors import UsageError
 from hepar.geometry import Grid
-from hepar.phantom.anatomy import anatomy
+from hepar.phantom.anatomy import Anatomy, anatomy
 from hepar.phantom.population import population
 from hepar.phantom.scanner import paint
 from hepar.phantom.version import fingerprint
@@ -127,6 +128,17 @@ class PhantomCases:
         self.settings, self.spec = settings, spec
         self.spacing_mm = spacing_mm
         self.cache = ArrayCache(cache_dir, memory_bytes=memory_bytes)
+        # Visits that no later epoch shows again are kept while their group is in use.
+        self.visits = ArrayCache(None, memory_bytes=memory_bytes)
+        self.bank = None if settings.bank is None else read_bank(settings.bank)
+        needed = settings.train_patients + settings.validation_patients
+        if self.bank is not None and len(self.bank) < needed:
+            raise UsageError(
+                "E_RECIPE",
+                "train",
+                f"the bank holds {len(self.bank)} anatomies, the recipe wants {needed}.",
+                "Lower data.train_patients or data.validation_patients, or write a larger bank.",
+            )
 
     @property
     def n_train(self) -> int:
@@ -139,9 +151,15 @@ class PhantomCases:
         return self.settings.validation_patients
 
     def train_case(self, index: int, epoch: int) -> PreparedCase:
-        """A patient; epochs take turns among its scans."""
-        paints = self.settings.paints
-        return self._case(self.settings.seed_base + index, paints, epoch % paints)
+        """A patient; epochs take turns among its scans, or each scans it anew (`paints` 0)."""
+        patient, paints = self.settings.seed_base + index, self.settings.paints
+        if paints > 0:
+            return self._case(patient, paints, epoch % paints)
+        visit = self.visits.get(
+            {"patient": patient, "epoch": epoch},
+            lambda: self._visit(self._anatomy(patient), patient, epoch),
+        )
+        return self._prepared(patient, visit)
 
     def validation_case(self, index: int) -> PreparedCase:
         """A held-out patient's only scan."""
@@ -150,7 +168,7 @@ class PhantomCases:
     def fill(self, processes: int) -> None:
         """Paint every patient into the cache folder, several at a time."""
         base, paints = self.settings.seed_base, self.settings.paints
-        wanted = [(base + i, paints) for i in range(self.n_train)]
+        wanted = [(base + i, paints) for i in range(self.n_train if paints else 0)]
         wanted += [(base + VALIDATION_SEED + i, 1) for i in range(self.n_validation)]
         job = partial(_fill_one, self.settings, self.spec, self.cache.folder)
         with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
@@ -159,17 +177,30 @@ class PhantomCases:
 
     def _case(self, patient: int, paints: int, chosen: int) -> PreparedCase:
         arrays = self._arrays(patient, paints)
-        part = {name: arrays[f"{name}{chosen}"] for name in _PARTS}
-        z, y, x = (float(v) for v in part["spacing_mm"])
+        return self._prepared(patient, {name: arrays[f"{name}{chosen}"] for name in _PARTS})
+
+    def _prepared(self, patient: int, visit: Arrays) -> PreparedCase:
+        z, y, x = (float(v) for v in visit["spacing_mm"])
         return PreparedCase(
             case_id=f"phantom-{patient}",
-            hu=part["hu"],
+            hu=visit["hu"],
             present=np.ones(len(self.spec.phases), bool),
-            label=part["label"],
-            liver=part["liver"],
+            label=visit["label"],
+            liver=visit["liver"],
             spacing_mm=(z, y, x),
-            contents=part["contents"],
+            contents=visit["contents"],
         )
+
+    def _anatomy(self, patient: int) -> Anatomy:
+        """The patient, from the bank where there is one: training's first, then validation's."""
+        settings = self.settings
+        if self.bank is not None:
+            index = patient - settings.seed_base
+            if index >= VALIDATION_SEED:
+                index += settings.train_patients - VALIDATION_SEED
+            return self.bank[index]
+        who = population(settings.population)
+        return anatomy(patient, field="liver", spacing_mm=self.spacing_mm, population=who)
 
     def _arrays(self, patient: int, paints: int) -> Arrays:
         settings = self.settings
@@ -177,6 +208,7 @@ class PhantomCases:
             "version": _VERSION,
             "phantom": fingerprint(),
             "population": settings.population,
+            "bank": settings.bank and file_hash(settings.bank),
             "patient": patient,
             "paints": paints,
             "phases": list(self.spec.phases),
@@ -188,32 +220,37 @@ class PhantomCases:
         return self.cache.get(parts, lambda: self._paint(patient, paints))
 
     def _paint(self, patient: int, paints: int) -> Arrays:
-        who = population(self.settings.population)
-        body = anatomy(patient, field="liver", spacing_mm=self.spacing_mm, population=who)
-        arrays: Arrays = {}
-        for number in range(paints):
-            rng = np.random.default_rng([_PAINT, patient, number])
-            painted = paint(
-                body,
-                int(rng.integers(2**31)),
-                phases=tuple(self.spec.phases),
-                misalignment_mm=self.settings.misalignment_mm,
-                scanner=who.scanner,
-            )
-            hu = np.stack([painted.hu[phase] for phase in self.spec.phases])
-            label = painted.label
-            liver = imperfect_liver(painted.liver, self.spacing_mm, self.settings.liver_mask, rng)
-            z, y, x = self.spacing_mm
-            if rng.random() < self.settings.thick_slices:
-                hu, label, liver, z = thicken(hu), label[1::2], liver[1::2], 2 * z
-            arrays |= {
-                f"hu{number}": hu,
-                f"label{number}": np.ascontiguousarray(label),
-                f"liver{number}": np.ascontiguousarray(liver),
-                f"spacing_mm{number}": np.array([z, y, x]),
-                f"contents{number}": slice_contents(label, liver),
-            }
-        return arrays
+        body = self._anatomy(patient)
+        return {
+            f"{name}{number}": array
+            for number in range(paints)
+            for name, array in self._visit(body, patient, number).items()
+        }
+
+    def _visit(self, body: Anatomy, patient: int, number: int) -> Arrays:
+        """One scan of a patient as a prepared case's arrays, named as `_PARTS`."""
+        settings = self.settings
+        rng = np.random.default_rng([_PAINT, patient, number])
+        painted = paint(
+            body,
+            int(rng.integers(2**31)),
+            phases=tuple(self.spec.phases),
+            misalignment_mm=settings.misalignment_mm,
+            scanner=population(settings.population).scanner,
+        )
+        hu = np.stack([painted.hu[phase] for phase in self.spec.phases])
+        label = painted.label
+        liver = imperfect_liver(painted.liver, body.spacing_mm, settings.liver_mask, rng)
+        z, y, x = body.spacing_mm
+        if rng.random() < settings.thick_slices:
+            hu, label, liver, z = thicken(hu), label[1::2], liver[1::2], 2 * z
+        return {
+            "hu": hu,
+            "label": np.ascontiguousarray(label),
+            "liver": np.ascontiguousarray(liver),
+            "spacing_mm": np.array([z, y, x]),
+            "contents": slice_contents(label, liver),
+        }
 
 
 def _fill_one(
