@@ -17,7 +17,7 @@ from scipy import ndimage, optimize
 # A tumor-free patient with this much false tumor scores one half.
 FALSE_ML_HALF = 1.0
 THRESHOLDS = tuple(round(0.1 + 0.05 * i, 2) for i in range(17))
-# Nothing smaller than a ball of 4.6 mm: the phantom teaches no smaller lesion.
+# Nothing smaller than a ball of 4.6 mm, a few voxels that the next reconstruction would not show.
 MIN_VOLUMES_ML = (0.05, 0.1, 0.2, 0.35, 0.5, 1.0)
 
 
