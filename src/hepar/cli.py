@@ -292,7 +292,7 @@ def info(
 def demo(
     *,
     out: Out = Path("out/demo"),
-    seed: Annotated[int, arg(help="Seed of the synthetic patient.")] = 900_016,
+    seed: Annotated[int, arg(help="Seed of the synthetic patient.")] = 900_025,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
