@@ -94,7 +94,8 @@ class PhantomTumorData(PatchSettings):
         paints: scans painted of each training anatomy, among which epochs take turns; 0 scans
             every patient anew in every epoch, from the bank.
         bank: file of anatomies (`hepar phantom --formats bank`) instead of drawing them: training's
-            first, then validation's, at their own spacing.
+            first, then validation's, at their own spacing. A cohort's bank holds its test patients
+            too: write one of other seeds to train on.
         thick_slices: share of scans with slices twice as thick and far apart.
         misalignment_mm: between phases, inside the painted scan.
     """
