@@ -189,11 +189,13 @@ def test_closed_form_info_gives_the_published_parameter_counts(capsys):
 
 
 def test_property_a_written_phantom_reads_back_alike_in_every_format(tmp_path, capsys, monkeypatch):
-    from hepar.data import phantoms
+    from hepar.data import phantom_cohort
     from hepar.phantom.anatomy import anatomy
 
     monkeypatch.setattr(
-        phantoms, "anatomy", lambda seed: anatomy(seed, shape=(16, 48, 64), spacing_mm=(10, 6, 6))
+        phantom_cohort,
+        "anatomy",
+        lambda seed, **_: anatomy(seed, shape=(16, 48, 64), spacing_mm=(10, 6, 6)),
     )
     exit_code, out, _ = run(
         capsys,

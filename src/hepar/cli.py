@@ -161,7 +161,14 @@ def phantom(
 ) -> None:
     """Write synthetic multi-phase patients with exact truth, and a cohort table of them."""
     if check:
-        _phantom_check(out, patients or 100, quiet)
+        if cohort != "general" or seed:
+            raise UsageError(
+                "E_RECIPE",
+                "phantom",
+                "--check measures patients of its own, not those of --cohort or --seed.",
+                "Leave --cohort and --seed out.",
+            )
+        _phantom_check(out, 100 if patients is None else patients, quiet)
         return
     from hepar.data.phantoms import write_cohort
 

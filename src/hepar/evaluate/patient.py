@@ -1,6 +1,6 @@
 """What a patient has: area under the ROC curve of each lesion type, by patient.
 
-Source: LIDIA and PLAN evaluation (specs/metrics_and_protocols.md, section 4). A patient is positive
+Source: the patient-wise evaluation of LIDIA and PLAN. A patient is positive
 for every type whose reference volume exceeds that of a ball of 3 mm radius, so one patient may be
 positive for several types. A type that every or no patient has is undefined and said to be so.
 """
