@@ -13,11 +13,11 @@ import argparse
 import json
 import time
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 from hepar.errors import InputRefused
-from hepar.evaluate.score import CaseScore, score_case, summarize
+from hepar.evaluate.score import CaseScore, score_case
+from hepar.evaluate.summary import summarize
 from hepar.infer.bundle import default_bundle_path, load_bundle
 from hepar.phantom.population import POPULATIONS
 from hepar.phantom.version import NAME
@@ -46,21 +46,6 @@ def score_lesions(case: PhantomCase, found: LesionMap, seed: int) -> CaseScore:
         predicted_instances=found.instances,
         reference_instances=case.instances,
     )
-
-
-def recall_by_size(cases: list[CaseScore]) -> dict[str, str]:
-    """Found of true lesions by volume."""
-    edges = (0.0, 1.0, 5.0, 20.0, float("inf"))
-    table = {}
-    for low, high in pairwise(edges):
-        hits = [
-            any(reference == number for _, reference, _ in case.lesions.pairs)
-            for case in cases
-            for number, volume_ml in case.lesions.reference_ml.items()
-            if low <= volume_ml < high
-        ]
-        table[f"{low:g}-{high:g} ml"] = f"{sum(hits)} of {len(hits)}"
-    return table
 
 
 def main() -> None:
@@ -95,16 +80,15 @@ def main() -> None:
         "first_seed": FIRST_SEED,
         "refused": refused,
         "rows": {name: summarize(cases) for name, cases in rows.items()},
-        "recall_by_ml": {name: recall_by_size(cases) for name, cases in rows.items()},
-        "cases": {name: [case.row() for case in cases] for name, cases in rows.items()},
     }
     options.out.write_text(json.dumps(document, indent=1) + "\n")
     for name, summary in document["rows"].items():
-        liver, tumor = summary["liver"]["dice_per_case"], summary["tumor"]["dice_per_case"]
-        lesions = summary["lesions"]
+        structures, lesions = summary["structures"], summary["lesions"]
+        liver, tumor = (structures[n]["measures"]["dice"]["penalised"] for n in structures)
         print(
             f"{name:<26} liver {liver['mean']:.3f} tumor DPC {tumor['mean']:.3f} (n {tumor['n']})"
-            f" DG {summary['tumor']['dice_global']:.3f} recall {lesions['recall']:.2f}"
+            f" DG {structures['tumor']['dice_global']:.3f}"
+            f" recall {lesions['rules'][0]['recall']:.2f}"
             f" false/patient {lesions['false_per_patient']:.2f}"
         )
 

@@ -76,10 +76,10 @@ def compact(score: CaseScore, reference_ml: dict[int, float]) -> dict[str, Any]:
     row = {
         key: round(value, 4) if isinstance(value, float) else value
         for key, value in score.row().items()
-        if key != "case_id"
+        if key not in ("case_id", "patient_id", "diagonal_mm")
     }
-    row["found_ml"] = sorted(round(reference_ml[r], 1) for _, r, _ in score.lesions.pairs)[::-1]
-    row["missed_ml"] = sorted(round(reference_ml[r], 1) for r in score.lesions.missed)[::-1]
+    row["found_ml"] = sorted(round(reference_ml[r], 1) for _, r, _ in score.match.pairs)[::-1]
+    row["missed_ml"] = sorted(round(reference_ml[r], 1) for r in score.match.missed)[::-1]
     return row
 
 

@@ -1,30 +1,28 @@
-"""AUC by patient: against a double loop over pairs, against scipy, and worked by hand."""
+"""Patients and their types: against scikit-learn and a loop over pairs, and worked by hand."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import mannwhitneyu
+from sklearn import metrics
 
-from hepar.evaluate.patient import GROUPS, MeanAuc, auc, patient_auc, positives
+from hepar.evaluate.patient import (
+    GROUPS,
+    MeanAuc,
+    OneVersusRest,
+    auc_interval,
+    one_versus_rest,
+    patient_auc,
+    positives,
+)
+from hepar.evaluate.statistics import bootstrap
 from hepar.study import LESION_TYPES
 
 BIG_MM3, SMALL_MM3 = 500.0, 100.0
-
-cohorts = st.lists(st.tuples(st.booleans(), st.integers(-4, 4)), min_size=2, max_size=40).filter(
-    lambda rows: len({has for has, _ in rows}) == 2
-)
-
-
-def slow_auc(positive: np.ndarray, score: np.ndarray) -> float:
-    wins, pairs = np.float64(0), 0
-    for a in score[positive]:
-        for b in score[~positive]:
-            wins += 1.0 if a > b else 0.5 if a == b else 0.0
-            pairs += 1
-    return float(wins / pairs)
 
 
 def cohort_of(seed: int, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -33,63 +31,33 @@ def cohort_of(seed: int, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
     return volumes, np.round(rng.normal(volumes / 400, 1.0), 1)
 
 
-@given(cohorts)
-def test_oracle_auc_equals_pairs_and_mannwhitneyu(rows):
-    positive = np.array([has for has, _ in rows])
-    score = np.array([float(value) for _, value in rows])
-    got = auc(positive, score)
-    assert got == pytest.approx(slow_auc(positive, score), abs=1e-12)
-    u = mannwhitneyu(score[positive], score[~positive], method="asymptotic").statistic
-    assert got == pytest.approx(u / (positive.sum() * (~positive).sum()), abs=1e-12)
+def slow_auc(positive: np.ndarray, score: np.ndarray) -> float | None:
+    """Share of pairs that are in order; None without pairs."""
+    wins = [float(a > b) + 0.5 * float(a == b) for a in score[positive] for b in score[~positive]]
+    return sum(wins) / len(wins) if wins else None
+
+
+# AUC of a cohort.
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_oracle_cohort_equals_pairs_class_by_class(seed):
+def test_oracle_cohort_equals_scikit_learn_class_by_class(seed):
     volumes, scores = cohort_of(seed)
     result = patient_auc(volumes, scores)
-    slow = [slow_auc(volumes[:, k] > 113, scores[:, k]) for k in range(8)]
+    one_by_one = [metrics.roc_auc_score(volumes[:, k] > 113, scores[:, k]) for k in range(8)]
     assert list(result.by_class) == list(LESION_TYPES)
-    assert list(result.by_class.values()) == pytest.approx(slow, abs=1e-12)
-    assert result.auc_8.value == pytest.approx(np.mean(slow), abs=1e-12)
+    assert list(result.by_class.values()) == pytest.approx(one_by_one, abs=1e-12)
+    assert result.auc_8.value == pytest.approx(np.mean(one_by_one), abs=1e-12)
     malignant, benign = (volumes[:, a:b].max(axis=1) > 113 for a, b in ((0, 3), (3, 7)))
     groups = [
-        slow_auc(malignant, scores[:, :3].max(axis=1)),
-        slow_auc(benign, scores[:, 3:7].max(axis=1)),
+        metrics.roc_auc_score(malignant, scores[:, :3].max(axis=1)),
+        metrics.roc_auc_score(benign, scores[:, 3:7].max(axis=1)),
     ]
     assert result.auc_2.value == pytest.approx(np.mean(groups), abs=1e-12)
     summed = patient_auc(volumes, scores, group_score="sum")
     assert summed.by_group["malignant"] == pytest.approx(
-        slow_auc(malignant, scores[:, :3].sum(axis=1)), abs=1e-12
+        metrics.roc_auc_score(malignant, scores[:, :3].sum(axis=1)), abs=1e-12
     )
-
-
-@pytest.mark.parametrize(
-    ("positive", "score", "area"),
-    [
-        ([1, 1, 0, 0], [4.0, 3.0, 2.0, 1.0], 1.0),
-        ([1, 1, 0, 0], [1.0, 2.0, 3.0, 4.0], 0.0),
-        # Pairs: .8 beats .6 and .2; .4 beats .2 only.
-        ([1, 1, 0, 0], [0.8, 0.4, 0.6, 0.2], 0.75),
-        # Pairs: .5 ties .5 and beats .1; .9 beats both.
-        ([1, 1, 0, 0], [0.5, 0.9, 0.5, 0.1], 3.5 / 4),
-        ([1, 0, 0, 1, 0], [7.0] * 5, 0.5),
-        ([1, 0, 1], [np.inf, 0.0, -np.inf], 0.5),
-        ([1, 1, 1], [0.1, 0.2, 0.3], None),
-        ([0, 0], [0.1, 0.2], None),
-        ([], [], None),
-    ],
-)
-def test_closed_form_auc_worked_by_hand(positive, score, area):
-    assert auc(np.array(positive, bool), np.array(score, float)) == area
-
-
-def test_closed_form_auc_is_the_area_under_the_trapezoids():
-    positive = np.array([1, 1, 0, 1, 0, 0, 1, 0], bool)
-    score = np.array([0.9, 0.7, 0.7, 0.6, 0.6, 0.6, 0.2, 0.1])
-    cuts = [np.inf, *sorted(set(score), reverse=True)]
-    tpr = [float((score[positive] >= cut).mean()) for cut in cuts]
-    fpr = [float((score[~positive] >= cut).mean()) for cut in cuts]
-    assert auc(positive, score) == pytest.approx(np.trapezoid(tpr, fpr))
 
 
 def test_closed_form_undefined_classes_are_left_out_and_named():
@@ -132,11 +100,6 @@ def test_closed_form_groups_hold_every_type_but_other():
     assert sorted(members) == sorted(set(LESION_TYPES) - {"other"})
 
 
-def test_closed_form_a_score_that_is_not_a_number_is_refused():
-    with pytest.raises(ValueError, match="NaN"):
-        auc(np.array([True, False]), np.array([np.nan, 0.0]))
-
-
 @given(st.integers(0, 10_000), st.floats(0.1, 5.0), st.floats(-3.0, 3.0))
 def test_property_rising_transforms_change_nothing(seed, slope, shift):
     volumes, scores = cohort_of(seed, n=20)
@@ -154,3 +117,51 @@ def test_property_order_and_sign(seed):
     for name, area in first.by_class.items():
         other = turned.by_class[name]
         assert (area is None and other is None) or area + other == pytest.approx(1.0)
+
+
+# Intervals.
+
+
+def test_oracle_intervals_equal_a_loop_over_pairs_on_the_same_draws():
+    volumes, scores = cohort_of(3, n=25)
+    problems = one_versus_rest(volumes, scores)
+    hcc = problems["hcc"]
+
+    def mean(index, names):
+        areas = [slow_auc(problems[k].positive[index], problems[k].score[index]) for k in names]
+        kept = [area for area in areas if area is not None]
+        return sum(kept) / len(kept) if kept else None
+
+    for names in (["hcc"], list(LESION_TYPES), list(GROUPS)):
+        _, slow = bootstrap(25, lambda index, names=names: mean(index, names), draws=100, seed=4)
+        fast = auc_interval({k: problems[k] for k in names}, draws=100, seed=4)
+        assert fast == pytest.approx(slow, abs=1e-12)
+    assert auc_interval({"hcc": hcc}, seed=1, draws=50) != auc_interval(
+        {"hcc": hcc}, seed=2, draws=50
+    )
+
+
+def test_oracle_interval_is_as_wide_as_that_of_delong():
+    """DeLong et al. 1988: variance of an AUC from the share of pairs that each patient wins."""
+    rng = np.random.default_rng(0)
+    positive = np.arange(300) < 100
+    score = rng.normal(1.0 * positive, 1.0)
+    pairs = (score[positive][:, None] > score[~positive]).astype(float)
+    variance = pairs.mean(axis=1).var(ddof=1) / 100 + pairs.mean(axis=0).var(ddof=1) / 200
+    low, high = auc_interval({"it": OneVersusRest(positive, score)}, draws=400)
+    half = 1.96 * math.sqrt(variance)
+    assert low == pytest.approx(pairs.mean() - half, abs=0.25 * half)
+    assert high == pytest.approx(pairs.mean() + half, abs=0.25 * half)
+
+
+def test_closed_form_interval_of_a_perfect_and_of_an_undefined_score():
+    right = OneVersusRest(np.arange(12) < 6, np.arange(12)[::-1].astype(float))
+    assert auc_interval({"it": right}, draws=50) == (1.0, 1.0)
+    nobody = OneVersusRest(np.zeros(12, bool), right.score)
+    assert auc_interval({"it": nobody}, draws=50) is None
+    # A third of the draws lack the only patient who has it.
+    rare = OneVersusRest(np.arange(12) < 1, right.score)
+    assert rare.auc() == 1.0
+    assert auc_interval({"it": rare}, draws=200) is None
+    # Left out of a draw's mean where it is undefined, it does not take the mean with it.
+    assert auc_interval({"it": right, "rare": rare}, draws=200) == (1.0, 1.0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.stats import multivariate_normal
 
-from hepar.evaluate.criterion import Criterion, bootstrap, mean_criterion
+from hepar.evaluate.criterion import Criterion, mean_criterion
 from hepar.evaluate.patient import patient_auc
 from hepar.evaluate.phantom_check import PhantomCheck, check, criteria, type_scores
 from hepar.evaluate.phantom_measure import (
@@ -35,6 +35,7 @@ from hepar.evaluate.phantom_voxels import (
     held_out_dice,
     noise_sd,
 )
+from hepar.evaluate.statistics import bootstrap
 from hepar.phantom.tissue import Tissue
 from hepar.study import LESION_TYPES
 from hepar.systems.baselines.hu_threshold import smooth_inside

@@ -62,8 +62,8 @@ def test_regression_the_shipped_model_finds_liver_and_tumor(run, patient, scan):
     folder, findings = run
     predicted = read_label(folder / "out" / "segmentation.nii.gz")
     score = score_case("case", predicted.array, scan.label, patient.spacing_mm)
-    assert score.overlap["liver"].dice > 0.9
-    assert score.overlap["tumor"].dice > 0.5
+    assert score.structures["liver"].overlap.dice > 0.9
+    assert score.structures["tumor"].overlap.dice > 0.5
     assert findings.liver_ml == pytest.approx(patient.liver.sum() * 0.045, rel=0.15)
 
 

@@ -6,6 +6,7 @@ Nothing heavy is imported until a verb runs, so that `hepar --help` answers at o
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import traceback
@@ -251,25 +252,61 @@ def train(
 
 
 def evaluate(
-    predictions: Annotated[Positional[Path], arg(help="Label map (0, 1, 2) or a folder of them.")],
-    truth: Annotated[Positional[Path], arg(help="The same for the truth; same file names.")],
+    predictions: Annotated[
+        Positional[Path],
+        arg(metavar="PRED", help="Label map (0, 1, 2), folder of them, or results of `segment`."),
+    ],
+    truth: Annotated[
+        Positional[Path],
+        arg(metavar="TRUTH", help="The same, or a cohort.csv; cases of the same names."),
+    ],
     /,
     *,
     out: Annotated[
-        Path | None, arg(aliases=["-o"], help="Folder for scores.json and cases.csv.")
+        Path | None,
+        arg(
+            aliases=["-o"], help="Folder for scores.json, cases.csv, lesions.csv, evaluation.html."
+        ),
     ] = None,
+    lesions: Annotated[bool, arg(help="Compare single lesions: found, missed, false.")] = False,
+    types: Annotated[
+        bool, arg(help="Compare what lesions and patients have; compares lesions too.")
+    ] = False,
+    tolerance_mm: Annotated[float, arg(help="Of the surface Dice.")] = 2.0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Score liver and tumor masks: Dice, VOE, RVD, surface distances, lesions found."""
-    from hepar.evaluate.files import score_files
+    """Score liver and tumor masks: overlap, volume, surface distances, lesions, patients."""
+    from hepar.evaluate.files import evaluate as run
+    from hepar.io.atomic import staged_folder
+    from hepar.render.evaluation import render_evaluation
 
+    if not 0 < tolerance_mm < math.inf:
+        raise UsageError(
+            "E_USAGE", "cli", f"A tolerance of {tolerance_mm} mm.", "Give millimeters above 0."
+        )
     with progress(quiet) as step:
-        scores = score_files(predictions, truth, out, progress=step)
+        step("score")
+        result = run(
+            predictions,
+            truth,
+            lesions=lesions,
+            types=types,
+            tolerance_mm=tolerance_mm,
+            progress=lambda done, total, name: step.note(f"{name} ({done + 1} of {total})"),
+        )
+        if out is not None:
+            step("write")
+            with staged_folder(out) as folder:
+                result.write(folder)
+                page = render_evaluation(result.document)
+                (folder / "evaluation.html").write_text(page, encoding="utf-8")
     if as_json:
-        sys.stdout.write(json.dumps(scores, indent=2) + "\n")
+        sys.stdout.write(json.dumps(result.document, indent=2) + "\n")
     else:
-        sys.stdout.write(format_scores(scores))
+        sys.stdout.write(format_scores(result.document))
+        if out is not None:
+            sys.stdout.write(f"page: {out / 'evaluation.html'}\n")
 
 
 def info(

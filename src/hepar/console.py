@@ -96,23 +96,59 @@ def format_findings(findings: Findings, out: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def format_scores(scores: dict[str, Any]) -> str:
-    """Means with their denominators."""
-    summary = scores["summary"]
-    lines = [f"{summary['n_cases']} cases"]
-    for name in ("liver", "tumor"):
-        for measure in ("dice_per_case", "voe", "rvd", "assd_mm", "rmsd_mm"):
-            mean = summary[name][measure]
-            counts = f"n {mean['n']}, missed {mean['n_missed']}, undefined {mean['n_undefined']}"
-            lines.append(f"{name:<6} {measure:<14} {_value(mean['mean'])}  ({counts})")
-        lines.append(f"{name:<6} {'dice_global':<14} {_value(summary[name]['dice_global'])}")
-    found = summary["lesions"]
-    lines.append(
-        f"lesions found {found['found']} of {found['reference']}, false {found['false']}"
-        f" ({found['false_in_tumor_free']} in {found['tumor_free_patients']} tumor-free patients)"
+def format_scores(document: dict[str, Any]) -> str:
+    """Means with their intervals and denominators, then lesions and patients where compared."""
+    lines = [f"{document['n_cases']} cases of {document['n_patients']} patients"]
+    header = f"{'mean':>9}{'std':>9}  {'95 % interval':<20}{'n':>5}{'missed':>8}{'undefined':>11}"
+    for name, structure in document["structures"].items():
+        lines.append(f"{name:<16}{header}{'detected':>10}")
+        for measure, policies in structure["measures"].items():
+            lines.append(f"  {measure:<14}{_mean_line(policies[document['policy']])}")
+        lines.append(f"  {'dice_global':<14}{_value(structure['dice_global'])}")
+    burden = document["tumor_burden"]
+    lines.append(f"tumor burden RMSE {_value(burden['rmse']).strip()} over {burden['n']} cases")
+    free = document["specificity"]
+    if free["tumor_free_patients"]:
+        lines.append(
+            f"nothing reported in {free['without_finding']} of {free['tumor_free_patients']}"
+            " tumor-free patients"
+        )
+    if document["lesions"]:
+        lines += _lesion_lines(document["lesions"])
+    if document["types"]:
+        lines += _type_lines(document["types"])
+    return "\n".join([*lines, *document["warnings"]]) + "\n"
+
+
+def _mean_line(mean: dict[str, Any]) -> str:
+    low, high = mean["interval"] or (None, None)
+    interval = "" if low is None else f"{low:.4g} to {high:.4g}"
+    return (
+        f"{_value(mean['mean'])}{_value(mean['std'])}  {interval:<20}{mean['n']:>5}"
+        f"{mean['n_missed']:>8}{mean['n_undefined']:>11}{_value(mean['detected_mean']):>10}"
     )
-    return "\n".join(lines) + "\n"
+
+
+def _lesion_lines(lesions: dict[str, Any]) -> list[str]:
+    lines = [f"{'lesions':<28}{'found':>12}{'recall':>9}{'precision':>11}"]
+    for rule in lesions["rules"]:
+        found = f"{rule['tp_reference']} of {rule['n_reference']}"
+        shares = f"{_value(rule['recall'])}{_value(rule['precision']):>11}"
+        lines.append(f"  {rule['name']:<26}{found:>12}{shares}")
+    sizes = []
+    for size in lesions["by_size"]:
+        upper = "" if size["high_ml"] is None else f"{size['high_ml']:g}"
+        sizes.append(f"{size['low_ml']:g}-{upper} ml {size['found']} of {size['total']}")
+    lines.append("  found by volume: " + ", ".join(sizes))
+    lines.append(f"  false per patient {_value(lesions['false_per_patient']).strip()}")
+    return lines
+
+
+def _type_lines(types: dict[str, Any]) -> list[str]:
+    means = [f"{key} {_value(types[key]['value']).strip()}" for key in ("auc_8", "auc_2")]
+    each = [f"{name} {_value(a['auc']).strip()}" for name, a in types["auc"].items()]
+    return [f"patients by {types['score']}: {', '.join(means)}", "  AUC " + ", ".join(each)]
 
 
 def _value(value: float | None) -> str:
-    return f"{'undefined':>10}" if value is None else f"{value:10.4f}"
+    return f"{'undefined':>9}" if value is None else f"{value:9.4f}"

@@ -57,7 +57,7 @@ def format_truth(
     score: CaseScore, instances: np.ndarray, types: dict[int, str], voxel_ml: float
 ) -> str:
     """The true lesions and what became of each."""
-    matched = {reference: (found, iou) for found, reference, iou in score.lesions.pairs}
+    matched = {reference: (found, iou) for found, reference, iou in score.match.pairs}
     lines = ["", "truth:", f"{'id':>3}{'ml':>9}  {'type':<15}found as"]
     for number in sorted(types):
         volume_ml = np.count_nonzero(instances == number) * voxel_ml
@@ -67,10 +67,10 @@ def format_truth(
         lines.append(f"{number:>3}{volume_ml:9.2f}  {types[number]:<15}{found}")
     if not types:
         lines.append("no lesion")
-    tumor = score.overlap["tumor"].dice
+    liver, tumor = (score.structures[name].overlap.dice for name in ("liver", "tumor"))
     lines.append(
-        f"liver Dice {score.overlap['liver'].dice:.3f}, "
+        f"liver Dice {'undefined' if liver is None else f'{liver:.3f}'}, "
         f"tumor Dice {'undefined' if tumor is None else f'{tumor:.3f}'}, "
-        f"false lesions {len(score.lesions.false)}"
+        f"false lesions {len(score.match.false)}"
     )
     return "\n".join(lines) + "\n"

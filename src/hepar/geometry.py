@@ -51,6 +51,12 @@ class Box:
         z, y, x = (b - a for a, b in zip(self.start, self.stop, strict=True))
         return z, y, x
 
+    def union(self, other: Box) -> Box:
+        """The smallest box around both."""
+        z, y, x = (min(a, b) for a, b in zip(self.start, other.start, strict=True))
+        d, h, w = (max(a, b) for a, b in zip(self.stop, other.stop, strict=True))
+        return Box((z, y, x), (d, h, w))
+
     @staticmethod
     def full(shape: Index) -> Box:
         """The box of a whole array."""

@@ -8,7 +8,6 @@ nothing is trained or chosen on them.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from hepar.data.patches import TUMOR, PreparedCase, slice_contents
 from hepar.data.tumor_source import imperfect_liver
 from hepar.errors import InputRefused
 from hepar.geometry import Grid, canonical
+from hepar.io.spreadsheet import read_table
 from hepar.preprocess import AIR_HU, liver_box, working_grid
 from hepar.recipe import CohortData
 from hepar.resampling import resample
@@ -115,23 +115,15 @@ def _refuse(path: Path, problems: list[str]) -> InputRefused:
 
 def _rows(path: Path, required: tuple[str, ...]) -> list[dict[str, str]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise _refuse(path, [f"cannot be read: {error.strerror}"]) from None
-    except UnicodeDecodeError:
-        raise _refuse(path, ["is not UTF-8 text"]) from None
-    header = text.split("\n", 1)[0]
-    delimiter = ";" if header.count(";") > header.count(",") else ","
-    reader = csv.DictReader(text.splitlines(), delimiter=delimiter, restkey="", restval="")
-    columns = [name.strip().lower() for name in reader.fieldnames or []]
+        columns, rows = read_table(path)
+    except ValueError as error:
+        raise _refuse(path, [str(error)]) from None
     problems = [f"column {name} is missing" for name in required if name not in columns]
     if not set(columns) & set(PHASE_COLUMNS.values()):
         problems.append("none of the columns nc, art, pv, dl is there")
-    problems += [f"column {name} is there twice" for name in {*columns} if columns.count(name) > 1]
     if problems:
         raise _refuse(path, problems)
-    reader.fieldnames = columns
-    return [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+    return rows
 
 
 def is_test(case: CohortCase) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
-_DRAWS = 1000
+from hepar.evaluate.statistics import bootstrap
 
 
 @dataclass(frozen=True)
@@ -74,19 +73,6 @@ def mean_criterion(
     each = np.asarray(values, dtype=np.float64)
     value, interval = bootstrap(len(each), lambda index: float(each[index].mean()))
     return Criterion(name, value, low, high, interval, len(each), "patients", note)
-
-
-def bootstrap(
-    n: int, statistic: Callable[[Int[np.ndarray, " n"]], float | None]
-) -> tuple[float | None, tuple[float, float] | None]:
-    """A statistic of n patients and its 95 % percentile interval over resampled patients."""
-    value = statistic(np.arange(n)) if n else None
-    if value is None:
-        return None, None
-    rng = np.random.default_rng(n)
-    drawn = [statistic(rng.integers(n, size=n)) for _ in range(_DRAWS)]
-    low, high = np.quantile([d for d in drawn if d is not None], [0.025, 0.975])
-    return value, (float(low), float(high))
 
 
 def _bound(c: Criterion) -> str:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
-from scipy.stats import rankdata
+from jaxtyping import Bool, Float, Int
 
+from hepar.evaluate.roc import auc
+from hepar.evaluate.statistics import bootstrap
 from hepar.study import LESION_TYPES
 
 POSITIVE_ABOVE_MM3 = 113.0
@@ -75,6 +76,35 @@ class PatientAuc:
         return MeanAuc.over(self.by_group)
 
 
+@dataclass(frozen=True)
+class OneVersusRest:
+    """Who has a type or a group, and the score of having it.
+
+    Attributes:
+        positive: one a patient.
+        score: higher for positives.
+    """
+
+    positive: Bool[np.ndarray, " n"]
+    score: Float[np.ndarray, " n"]
+
+    @property
+    def n_positive(self) -> int:
+        """Patients who have it."""
+        return int(np.count_nonzero(self.positive))
+
+    @property
+    def n_negative(self) -> int:
+        """Patients who do not."""
+        return len(self.positive) - self.n_positive
+
+    def auc(self, index: Int[np.ndarray, " drawn"] | None = None) -> float | None:
+        """AUC of all patients, or of drawn ones; None without positives or negatives."""
+        if index is None:
+            return auc(self.positive, self.score)
+        return auc(self.positive[index], self.score[index])
+
+
 def positives(reference_mm3: Float[np.ndarray, "n 8"]) -> Bool[np.ndarray, "n 8"]:
     """Which patient has which type: reference volume above 113 mm^3.
 
@@ -84,31 +114,56 @@ def positives(reference_mm3: Float[np.ndarray, "n 8"]) -> Bool[np.ndarray, "n 8"
     return np.asarray(reference_mm3 > POSITIVE_ABOVE_MM3)
 
 
-def auc(positive: Bool[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> float | None:
-    """Area under the ROC curve by trapezoids, ties averaged.
-
-    Equals P(score of a positive > score of a negative) + P(equal) / 2, the Mann-Whitney U statistic
-    over the number of pairs; a constant score has 0.5.
+def one_versus_rest(
+    reference_mm3: Float[np.ndarray, "n 8"],
+    scores: Float[np.ndarray, "n 8"],
+    *,
+    group_score: Literal["max", "sum"] = "max",
+) -> dict[str, OneVersusRest]:
+    """Every type and both groups, each against the rest.
 
     Args:
-        positive: one a patient.
-        score: higher for positives; infinite values are ranked, NaN is refused.
+        reference_mm3: volume of each of `LESION_TYPES` in each patient, in that order.
+        scores: any score of having the type.
+        group_score: how scores of types become that of a group: `max` for probabilities, `sum` for
+            volumes.
+    """
+    has = positives(reference_mm3)
+    column = {name: k for k, name in enumerate(LESION_TYPES)}
+    problems = {name: OneVersusRest(has[:, k], scores[:, k]) for name, k in column.items()}
+    for group, members in GROUPS.items():
+        picked = [column[name] for name in members]
+        joined = scores[:, picked]
+        score = joined.max(axis=1) if group_score == "max" else joined.sum(axis=1)
+        problems[group] = OneVersusRest(np.asarray(has[:, picked].any(axis=1)), score)
+    return problems
+
+
+def auc_interval(
+    problems: Mapping[str, OneVersusRest], *, draws: int = 1000, seed: int = 0
+) -> tuple[float, float] | None:
+    """95 % bootstrap interval, by patient, of the mean AUC of some problems on the same patients.
+
+    Of one problem it is the interval of its AUC. A draw without positives, or without negatives, of
+    a problem leaves that problem undefined there and out of that draw's mean, so the interval of an
+    AUC-8 leans to the common types. A draw with no problem defined has no value; where more than a
+    tenth have none, as for a type of one or two patients, there is no interval. An AUC of 0 or 1
+    has an interval without width, which does not make it certain.
+
+    Args:
+        problems: at least one, by name; every type for the interval of AUC-8.
+        draws: resampled cohorts.
+        seed: of the draws.
 
     Returns:
-        None without positives or without negatives.
-
-    Raises:
-        ValueError: a score is NaN.
+        None where the AUC itself, or too many of its draws, are undefined.
     """
-    if np.isnan(score).any():
-        raise ValueError("a patient's score is NaN; give the score of an unseen type as 0")
-    n_positive = int(np.count_nonzero(positive))
-    n_negative = len(positive) - n_positive
-    if n_positive == 0 or n_negative == 0:
-        return None
-    ranks = np.asarray(rankdata(score, method="average"), dtype=np.float64)
-    wins = ranks[positive].sum() - n_positive * (n_positive + 1) / 2
-    return float(wins / (n_positive * n_negative))
+    n = len(next(iter(problems.values())).score)
+
+    def mean(index: Int[np.ndarray, " n"]) -> float | None:
+        return MeanAuc.over({name: p.auc(index) for name, p in problems.items()}).value
+
+    return bootstrap(n, mean, draws=draws, seed=seed)[1]
 
 
 def patient_auc(
@@ -128,17 +183,11 @@ def patient_auc(
     Raises:
         ValueError: a score is NaN.
     """
-    has = positives(reference_mm3)
-    column = {name: k for k, name in enumerate(LESION_TYPES)}
-    by_group = {}
-    for group, members in GROUPS.items():
-        picked = [column[name] for name in members]
-        joined = scores[:, picked]
-        score = joined.max(axis=1) if group_score == "max" else joined.sum(axis=1)
-        by_group[group] = auc(np.asarray(has[:, picked].any(axis=1)), score)
+    problems = one_versus_rest(reference_mm3, scores, group_score=group_score)
+    areas = {name: problem.auc() for name, problem in problems.items()}
     return PatientAuc(
-        by_class={name: auc(has[:, k], scores[:, k]) for name, k in column.items()},
-        by_group=by_group,
-        n_positive={name: int(np.count_nonzero(has[:, k])) for name, k in column.items()},
-        n_patients=len(has),
+        by_class={name: areas[name] for name in LESION_TYPES},
+        by_group={name: areas[name] for name in GROUPS},
+        n_positive={name: problems[name].n_positive for name in LESION_TYPES},
+        n_patients=len(reference_mm3),
     )

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from hepar.evaluate.criterion import Criterion, bootstrap, mean_criterion
+from hepar.evaluate.criterion import Criterion, mean_criterion
 from hepar.evaluate.patient import MeanAuc, PatientAuc, patient_auc
 from hepar.evaluate.phantom_measure import (
     SPACING_MM,
@@ -30,6 +30,7 @@ from hepar.evaluate.phantom_measure import (
     nearest_phase,
 )
 from hepar.evaluate.phantom_voxels import LinearDiscriminant, Moments, held_out_dice
+from hepar.evaluate.statistics import bootstrap
 from hepar.phantom.scanner import PHASES
 from hepar.study import LESION_TYPES
 

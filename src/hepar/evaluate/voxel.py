@@ -1,15 +1,14 @@
-"""Overlap and volume of two masks of one case, and their means over cases.
+"""Overlap and volume of two masks of one case, from voxel counts.
 
-Definitions: LiTS challenge scoring, DPC-Net Eq. 14 for the relative volume difference. What is
-undefined is said, never averaged: policy `penalised` of the project (a miss counts as the worst
-value; a case where both masks are empty is excluded and counted).
+Definitions: LiTS challenge scoring, DPC-Net Eq. 14 for the relative volume difference. What a case
+counts for where a mask is empty is decided in `policy.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,16 +33,6 @@ class Overlap:
     voxel_ml: float
 
     @property
-    def missed(self) -> bool:
-        """One mask is empty and the other is not."""
-        return (self.predicted == 0) != (self.reference == 0)
-
-    @property
-    def undefined(self) -> bool:
-        """Both masks are empty."""
-        return self.predicted == 0 and self.reference == 0
-
-    @property
     def dice(self) -> float | None:
         """2|A and B| / (|A| + |B|); None when both are empty."""
         total = self.predicted + self.reference
@@ -58,13 +47,21 @@ class Overlap:
     @property
     def rvd(self) -> float | None:
         """Relative volume difference (|A| - |B|) / |B|, signed; None for an empty reference."""
-        if self.reference == 0:
-            return None
-        return (self.predicted - self.reference) / self.reference
+        return relative_volume_difference(self.predicted, self.reference)
+
+    @property
+    def predicted_ml(self) -> float:
+        """Volume of the prediction."""
+        return self.predicted * self.voxel_ml
+
+    @property
+    def reference_ml(self) -> float:
+        """Volume of the reference."""
+        return self.reference * self.voxel_ml
 
     @property
     def false_ml(self) -> float:
-        """Predicted volume outside the reference, in milliliters."""
+        """Predicted volume outside the reference."""
         return (self.predicted - self.both) * self.voxel_ml
 
 
@@ -97,54 +94,23 @@ def overlap(
     )
 
 
-@dataclass(frozen=True)
-class Mean:
-    """A mean that says what it stands on.
-
-    Attributes:
-        value: mean over the defined cases; None when there is none.
-        std: standard deviation over the same cases (n - 1); None below two.
-        n_defined: cases in the mean.
-        n_missed: of those, cases where one mask was empty and the worst value was taken.
-        n_undefined: cases left out.
-    """
-
-    value: float | None
-    std: float | None
-    n_defined: int
-    n_missed: int
-    n_undefined: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """The mean as plain data."""
-        return {
-            "mean": self.value,
-            "std": self.std,
-            "n": self.n_defined,
-            "n_missed": self.n_missed,
-            "n_undefined": self.n_undefined,
-        }
-
-
-def mean_over_cases(values: Sequence[float | None], missed: Iterable[bool] = ()) -> Mean:
-    """Average per-case values; None is left out and counted.
+def relative_volume_difference(
+    predicted: float, reference: float, convention: Literal["reference", "lits"] = "reference"
+) -> float | None:
+    """Signed relative volume difference of two volumes.
 
     Args:
-        values: one a case.
-        missed: whether the value of a case stands for a miss.
+        predicted: |A|.
+        reference: |B|.
+        convention: `reference` is (|A| - |B|) / |B| (DPC-Net Eq. 14); `lits` is (|B| - |A|) / |A|,
+            what the scoring server of the LiTS challenge gets by calling its library with the
+            arguments exchanged: other sign and other denominator.
+
+    Returns:
+        None where the denominator is empty.
     """
-    flags = list(missed) or [False] * len(values)
-    kept = [v for v in values if v is not None]
-    if any(not np.isfinite(v) for v in kept):
-        raise ValueError("a per-case value is not finite; use None for what is undefined")
-    hits = sum(f for f, v in zip(flags, values, strict=True) if v is not None)
-    return Mean(
-        float(np.mean(kept)) if kept else None,
-        float(np.std(kept, ddof=1)) if len(kept) > 1 else None,
-        len(kept),
-        hits,
-        len(values) - len(kept),
-    )
+    of, base = (predicted, reference) if convention == "reference" else (reference, predicted)
+    return None if base == 0 else (of - base) / base
 
 
 def dice_global(cases: Iterable[Overlap]) -> float | None:
@@ -154,3 +120,39 @@ def dice_global(cases: Iterable[Overlap]) -> float | None:
         both += case.both
         total += case.predicted + case.reference
     return None if total == 0 else 2.0 * both / total
+
+
+def tumor_burden(tumor_ml: float, liver_ml: float) -> float:
+    """Tumor / liver (tumors included) by volume, between 0 and 1; 0 where there is no liver."""
+    return tumor_ml / liver_ml if liver_ml > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class BurdenError:
+    """Error of the tumor burden over cases.
+
+    Attributes:
+        rmse: root of the mean squared difference; None without cases.
+        max_error: largest difference in size.
+        lits_max_error: largest signed difference reference - prediction, as the scoring server of
+            the LiTS challenge prints it: an overestimate never shows in it.
+        n: cases.
+    """
+
+    rmse: float | None
+    max_error: float | None
+    lits_max_error: float | None
+    n: int
+
+
+def burden_error(predicted: Iterable[float], reference: Iterable[float]) -> BurdenError:
+    """Compare tumor burdens, one a case."""
+    difference = np.asarray(list(reference), np.float64) - np.asarray(list(predicted), np.float64)
+    if difference.size == 0:
+        return BurdenError(None, None, None, 0)
+    return BurdenError(
+        rmse=float(np.sqrt(np.mean(difference**2))),
+        max_error=float(np.abs(difference).max()),
+        lits_max_error=float(difference.max()),
+        n=difference.size,
+    )

@@ -10,12 +10,15 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from io import BytesIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from hepar.geometry import Grid, flip_lps_ras
@@ -28,6 +31,7 @@ _UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 _GZIP_LEVEL = 4
 _MAX_BYTES = 24 * 2**30
 _MAX_TRAILING_BYTES = 64 * 2**20
+_SLAB_VOXELS = 8_000_000
 _MAX_SHEAR = 1e-3
 _MAX_CONFLICT_VOXELS = 0.1
 _PLAUSIBLE_SPACING_MM = (0.02, 50.0)
@@ -68,17 +72,34 @@ def read_label(path: Path | str) -> Volume:
         InputRefused: `E_LABEL_VALUES`, or as `read_nifti`.
     """
     path = Path(path)
-    values, grid = _read(path)
+    with _unpacked(path) as stream:
+        header, shape, grid = _open_voxels(stream, path.name)
+        label = np.zeros(shape, dtype=np.uint8)
+        plane = shape[1] * shape[2]
+        rows = max(1, _SLAB_VOXELS // plane)
+        for begin in range(0, shape[0], rows):
+            count = min(rows, shape[0] - begin)
+            slab = _as_labels(_voxels(stream, header, count * plane, path.name), path.name)
+            if slab.dtype != np.uint8 and label.dtype == np.uint8:
+                label = label.astype(np.int32)
+            label[begin : begin + count] = slab.reshape(count, *shape[1:])
+        _to_end(stream, path.name)
+    return Volume(label, grid)
+
+
+def _as_labels(values: NDArray[Any], name: str) -> NDArray[Any]:
+    """Values as uint8 where they allow, else int32."""
     if np.issubdtype(values.dtype, np.floating):
         rounded = np.rint(values)
-        if float(np.abs(values - rounded).max()) > 1e-3:
-            odd = float(values.flat[int(np.abs(values - rounded).argmax())])
-            raise refuse("E_LABEL_VALUES", f"{path.name} holds {odd:.6g}, which is no label.")
+        gap = np.abs(values - rounded)
+        if float(gap.max()) > 1e-3:
+            odd = float(values.flat[int(gap.argmax())])
+            raise refuse("E_LABEL_VALUES", f"{name} holds {odd:.6g}, which is no label.")
         values = rounded
     low, high = values.min(), values.max()
     if low < 0 or high > np.iinfo(np.int32).max:
-        raise refuse("E_LABEL_VALUES", f"{path.name} holds labels from {low} to {high}.")
-    return Volume(values.astype(np.uint8 if high <= 255 else np.int32, copy=False), grid)
+        raise refuse("E_LABEL_VALUES", f"{name} holds labels from {low} to {high}.")
+    return values.astype(np.uint8 if high <= 255 else np.int32, copy=False)
 
 
 def write_nifti(path: Path | str, array: NDArray[Any], grid: Grid) -> None:
@@ -122,69 +143,81 @@ def _storable(array: NDArray[Any]) -> NDArray[Any]:
 
 def _read(path: Path) -> tuple[NDArray[Any], Grid]:
     """Values `(z, y, x)`, scaled and finite, and their grid."""
-    image = _parse(path, _whole(path))
-    header = image.header
-    shape = image.shape
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3 or min(shape) < 1:
-        raise refuse("E_NDIM", f"{path.name} has the shape {image.shape}, not three dimensions.")
-    if header.get_data_dtype().kind not in "iuf":
-        raise refuse("E_DTYPE", f"{path.name} holds {header.get_data_dtype()}.")
-    affine = _affine(image, path.name)
-    try:
-        scaled = any(header.get_slope_inter()) and header.get_slope_inter() != (1.0, 0.0)
-        # float32 holds 16-bit values exactly and takes half the memory of nibabel's float64.
-        data = image.dataobj.get_scaled(np.float32) if scaled else np.asanyarray(image.dataobj)
-        values = data.reshape(shape, order="F")
-    except (ValueError, OSError, nib.spatialimages.HeaderDataError) as error:
-        raise refuse("E_MALFORMED", f"{path.name}: {error}.") from error
-    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-        count = int((~np.isfinite(values)).sum())
-        raise refuse("E_NOT_FINITE", f"{path.name} holds {count} values that are NaN or Inf.")
-    i, j, k = shape
-    grid = _grid(flip_lps_ras(affine)[:, [2, 1, 0, 3]], (k, j, i), path.name)
-    return np.ascontiguousarray(values.transpose(2, 1, 0)), grid
+    with _unpacked(path) as stream:
+        header, shape, grid = _open_voxels(stream, path.name)
+        values = _voxels(stream, header, math.prod(shape), path.name)
+        _to_end(stream, path.name)
+    return values.reshape(shape), grid
 
 
-def _whole(path: Path) -> bytes:
-    """The file, inflated, with the declared size checked first and the checksum verified."""
+@contextmanager
+def _unpacked(path: Path) -> Iterator[BufferedIOBase]:
+    """The file as a stream of inflated bytes; whatever reading it raises has a code."""
     try:
         with path.open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            stream = cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if packed else raw
-            head = stream.read(540)
-            size = _declared_bytes(head, path.name)
-            rest = stream.read(max(0, size - len(head)))
-            if len(head) + len(rest) < size:
-                have = len(head) + len(rest)
-                raise refuse("E_TRUNCATED", f"{path.name} ends at {have} of {size} bytes.")
-            if packed and len(stream.read(_MAX_TRAILING_BYTES)) == _MAX_TRAILING_BYTES:
-                raise refuse("E_CORRUPT", f"{path.name} goes on far beyond its volume.")
+            yield gzip.GzipFile(fileobj=raw) if packed else raw
     except EOFError as error:
         raise refuse("E_TRUNCATED", f"{path.name}: the gzip stream ends early.") from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise refuse("E_CORRUPT", f"{path.name}: {error}.") from error
     except OSError as error:
         raise refuse("E_NO_IMAGE", f"{path.name} cannot be read: {error.strerror}.") from error
-    return head + rest
 
 
-def _declared_bytes(head: bytes, name: str) -> int:
+def _open_voxels(stream: BufferedIOBase, name: str) -> tuple[Any, tuple[int, int, int], Grid]:
+    """Header, shape `(z, y, x)` and grid; the stream then stands at the first voxel."""
+    head = stream.read(540)
     kind = _kind(head, name)
     try:
-        header = kind.header_class.from_fileobj(BytesIO(head), check=False)
-        shape, dtype = header.get_data_shape(), header.get_data_dtype()
-        offset = int(header["vox_offset"])
+        header = kind.header_class(head[: kind.header_class.sizeof_hdr], check=True)
+        size = tuple(int(n) for n in header.get_data_shape())
+        offset, dtype = int(header["vox_offset"]), header.get_data_dtype()
+        header.get_slope_inter()
     except Exception as error:
         raise refuse("E_MALFORMED", f"{name}: {error}.") from error
-    size = offset + math.prod(int(n) for n in shape) * dtype.itemsize
-    if min((int(n) for n in shape), default=0) < 0 or offset < 0:
-        raise refuse("E_MALFORMED", f"{name} declares the shape {shape}.")
-    if size > _MAX_BYTES:
-        raise refuse("E_MEMORY", f"{name} declares {size / 2**30:.1f} GiB.")
-    return max(size, 352)
+    if min(size, default=0) < 0 or offset < 0:
+        raise refuse("E_MALFORMED", f"{name} declares the shape {size}.")
+    declared = offset + math.prod(size) * dtype.itemsize
+    if declared > _MAX_BYTES:
+        raise refuse("E_MEMORY", f"{name} declares {declared / 2**30:.1f} GiB.")
+    while len(size) > 3 and size[-1] == 1:
+        size = size[:-1]
+    if len(size) != 3 or min(size) < 1:
+        raise refuse("E_NDIM", f"{name} has the shape {size}, not three dimensions.")
+    if dtype.kind not in "iuf":
+        raise refuse("E_DTYPE", f"{name} holds {dtype}.")
+    affine = _affine(header, size, name)
+    shape = (size[2], size[1], size[0])
+    grid = _grid(flip_lps_ras(affine)[:, [2, 1, 0, 3]], shape, name)
+    stream.seek(max(offset, kind.header_class.sizeof_hdr))
+    return header, shape, grid
+
+
+def _voxels(stream: BufferedIOBase, header: Any, count: int, name: str) -> NDArray[Any]:
+    """The next voxels, scaled and finite; x runs fastest."""
+    dtype = header.get_data_dtype()
+    data = stream.read(count * dtype.itemsize)
+    if len(data) < count * dtype.itemsize:
+        raise refuse(
+            "E_TRUNCATED", f"{name} ends {count * dtype.itemsize - len(data)} bytes early."
+        )
+    values: NDArray[Any] = np.frombuffer(data, dtype)
+    slope, inter = header.get_slope_inter()
+    if any((slope, inter)) and (slope, inter) != (1.0, 0.0):
+        # float32 holds 16-bit values exactly and takes half the memory of float64.
+        values = apply_read_scaling(values, np.float32(slope), np.float32(inter))
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+        bad = int((~np.isfinite(values)).sum())
+        raise refuse("E_NOT_FINITE", f"{name} holds {bad} values that are NaN or Inf.")
+    return values
+
+
+def _to_end(stream: BufferedIOBase, name: str) -> None:
+    """Read what follows the volume, so that a gzip checksum is verified."""
+    if len(stream.read(_MAX_TRAILING_BYTES)) == _MAX_TRAILING_BYTES:
+        raise refuse("E_CORRUPT", f"{name} goes on far beyond its volume.")
 
 
 def _kind(head: bytes, name: str) -> Any:
@@ -200,18 +233,8 @@ def _kind(head: bytes, name: str) -> Any:
     raise refuse("E_NOT_NIFTI", f"{name} is no single-file NIfTI.")
 
 
-def _parse(path: Path, data: bytes) -> Any:
-    try:
-        return _kind(data, path.name).from_bytes(data)
-    except Exception as error:
-        if hasattr(error, "code"):
-            raise
-        raise refuse("E_MALFORMED", f"{path.name}: {error}.") from error
-
-
-def _affine(image: Any, name: str) -> NDArray[np.float64]:
+def _affine(header: Any, size: tuple[int, ...], name: str) -> NDArray[np.float64]:
     """The RAS affine in mm of `(x, y, z)` indices, where the header names one without doubt."""
-    header = image.header
     try:
         sform, s_code = header.get_sform(coded=True)
         qform, q_code = header.get_qform(coded=True)
@@ -220,7 +243,7 @@ def _affine(image: Any, name: str) -> NDArray[np.float64]:
     if not s_code and not q_code:
         raise refuse("E_NO_AFFINE", f"{name} has neither qform nor sform.")
     if s_code and q_code:
-        corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(image.shape[:3]) - 1)
+        corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(size) - 1)
         gap = corners @ (sform - qform)[:3, :3].T + (sform - qform)[:3, 3]
         voxel = max(1e-6, float(np.linalg.norm(sform[:3, :3], axis=0).min()))
         distance = float(np.linalg.norm(gap, axis=1).max()) / voxel

@@ -1,48 +1,25 @@
 """The report as one HTML file: no script, no network, images inside, prints on A4.
 
-Every text passes through the template's autoescape; every measured number stands in a `<data>`
-element whose `value` is the number of `findings.json` and whose `data-key` is its path there.
+Every measured number is a `<data>` element whose `value` is the number of `findings.json` and whose
+`data-key` is its path there.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
-from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from hepar.render.curve import enhancement_curve
 from hepar.render.overlay import COLORS, WINDOW_HU
 from hepar.render.pictures import MAX_LESION_PICTURES, Figure
+from hepar.render.template import DASH, TYPE_NAMES, data, environment, split_warning
 from hepar.study import PHASE_ORDER, Findings, LesionDiagnosis, Phase, SeriesVerdict
 
 # What base64 makes of it, and the page around it, stay below 3 MB.
 MAX_IMAGE_BYTES = 2_100_000
 MENTIONED = 0.01
-TYPE_NAMES = {
-    "hcc": "HCC",
-    "icc": "ICC",
-    "metastasis": "Metastasis",
-    "hemangioma": "Hemangioma",
-    "fnh": "FNH",
-    "cyst": "Cyst",
-    "calcification": "Calcification",
-    "other": "Other",
-    "uncertain": "Uncertain",
-    "tumor-free": "No lesion",
-}
-WARNING_TITLES = {
-    "W_LIVER_TRUNCATED": "Liver cut by the field of view",
-    "W_LIVER_VOLUME": "Unusual liver volume",
-    "W_PHASE_ASSUMED": "Phase assumed",
-    "W_PHASE_COVERAGE": "Phase covers only part of the body",
-    "W_PHASE_TAG_CONFLICT": "Conflicting evidence for a phase",
-    "W_REG_REJECTED": "Phase not registered",
-}
 METHOD_NAMES = {
     "reference": "reference",
     "identity": "already aligned",
@@ -51,24 +28,6 @@ METHOD_NAMES = {
     "convexadam": "deformable",
     "rejected": "world coordinates only",
 }
-
-
-@dataclass(frozen=True)
-class Warn:
-    """A warning in words."""
-
-    title: str
-    text: str
-    code: str
-
-
-def split_warning(warning: str) -> Warn:
-    """`W_CODE: words` as title, words and code."""
-    code, colon, text = warning.partition(": ")
-    if not colon or not code.startswith("W_"):
-        return Warn("Note", warning, "")
-    title = WARNING_TITLES.get(code, code[2:].replace("_", " ").capitalize())
-    return Warn(title, text[:1].upper() + text[1:], code)
 
 
 def render_page(
@@ -88,14 +47,8 @@ def render_page(
     Returns:
         One self-contained HTML document.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(
-        shown=_shown, percent=_percent, chance=_chance, type_name=_type_name, in_text=_type_in_text
-    )
-    source = resources.files("hepar.render").joinpath("report.html.j2").read_text("utf-8")
-    template = environment.from_string(source)
+    pages = environment(shown=_shown, percent=_percent, chance=_chance, in_text=_type_in_text)
+    template = pages.get_template("report.html.j2")
     inside = _that_fit(figures, pngs)
     diagnoses = {d.lesion_id: d for d in findings.diagnosis.lesions}
     return template.render(
@@ -162,19 +115,19 @@ def _that_fit(figures: Sequence[Figure], pngs: Mapping[str, bytes]) -> list[str]
 def _shown(value: float | None, key: str, digits: int | None = None) -> Markup:
     """A number of the findings as `<data>`; a dash where it was not measured."""
     if value is None:
-        return Markup('<span class="none">&ndash;</span>')
+        return DASH
     text = str(value) if digits is None else f"{value:.{digits}f}"
-    return _data(value, key, text)
+    return data(value, key, text)
 
 
 def _percent(value: float, key: str) -> Markup:
     """A share of the findings as `<data>`, shown as a percentage."""
-    return _data(value, key, _percent_text(value))
+    return data(value, key, _percent_text(value))
 
 
 def _chance(value: float, key: str) -> Markup:
     """A probability as `<data>`; one that rounds to 1 is not shown as a certainty."""
-    return _data(value, key, _chance_text(value))
+    return data(value, key, _chance_text(value))
 
 
 def _chance_text(value: float) -> str:
@@ -184,15 +137,6 @@ def _chance_text(value: float) -> str:
 def _percent_text(value: float) -> str:
     # Twelve digits undo the binary fraction, so that 0.823 reads 82.3 and not 82.30000000000001.
     return f"{round(100 * value, 12):g}\N{NO-BREAK SPACE}%"
-
-
-def _data(value: Any, key: str, text: str) -> Markup:
-    minus = text.replace("-", "\N{MINUS SIGN}")
-    return Markup('<data value="{}" data-key="{}">{}</data>').format(value, key, minus)
-
-
-def _type_name(name: str) -> str:
-    return str(escape(TYPE_NAMES.get(name, name.capitalize())))
 
 
 def _type_in_text(name: str) -> str:

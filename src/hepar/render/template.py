@@ -1,0 +1,78 @@
+"""What every page shares: its templates, numbers as `<data>` elements, types and warnings in words.
+
+Every text passes through the templates' autoescape; a number stands in a `<data>` element whose
+`value` is the number as computed and whose `data-key` is its path in the document it comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+DASH = Markup('<span class="none">&ndash;</span>')
+TYPE_NAMES = {
+    "hcc": "HCC",
+    "icc": "ICC",
+    "metastasis": "Metastasis",
+    "hemangioma": "Hemangioma",
+    "fnh": "FNH",
+    "cyst": "Cyst",
+    "calcification": "Calcification",
+    "other": "Other",
+    "uncertain": "Uncertain",
+    "tumor-free": "No lesion",
+}
+WARNING_TITLES = {
+    "W_LIVER_TRUNCATED": "Liver cut by the field of view",
+    "W_LIVER_VOLUME": "Unusual liver volume",
+    "W_PHASE_ASSUMED": "Phase assumed",
+    "W_PHASE_COVERAGE": "Phase covers only part of the body",
+    "W_PHASE_TAG_CONFLICT": "Conflicting evidence for a phase",
+    "W_REG_REJECTED": "Phase not registered",
+}
+
+
+@dataclass(frozen=True)
+class Warn:
+    """A warning in words."""
+
+    title: str
+    text: str
+    code: str
+
+
+def split_warning(warning: str) -> Warn:
+    """`W_CODE: words` as title, words and code."""
+    code, colon, text = warning.partition(": ")
+    if not colon or not code.startswith("W_"):
+        return Warn("Note", warning, "")
+    title = WARNING_TITLES.get(code, code[2:].replace("_", " ").capitalize())
+    return Warn(title, text[:1].upper() + text[1:], code)
+
+
+def environment(**filters: Callable[..., Any]) -> Environment:
+    """Templates of this folder: escaped, strict about names, with these filters besides."""
+    found = Environment(
+        loader=PackageLoader("hepar.render", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters.update(type_name=type_name, **filters)
+    return found
+
+
+def data(value: Any, key: str, text: str) -> Markup:
+    """A number as a `<data>` element: `value` at `key` of the document, shown as `text`."""
+    minus = text.replace("-", "\N{MINUS SIGN}")
+    return Markup('<data value="{}" data-key="{}">{}</data>').format(value, key, minus)
+
+
+def type_name(name: str) -> str:
+    """A lesion type as a heading of a row."""
+    return TYPE_NAMES.get(name, name.capitalize())
