@@ -119,8 +119,9 @@ def one_line(text: str) -> str:
 
 def test_oracle_every_number_on_the_page_is_that_of_the_document(full):
     document = deepcopy(full)
-    capped = document["structures"]["tumor"]["measures"]["rvd_abs"]["penalised"]
-    capped["n_capped"] = 3
+    measures = document["structures"]["tumor"]["measures"]
+    measures["rvd_abs"]["penalised"]["n_capped"] = 3
+    measures["dice"]["penalised"] |= {"n": 9, "n_missed": 5, "n_undefined": 7, "n_detected": 4}
     shown = Page(render_evaluation(document)).data
     for key, value, text in shown:
         expected = at(document, key)
@@ -171,8 +172,8 @@ def test_closed_form_the_lead_says_how_well_and_what_was_left_out():
             "n_undefined": undefined,
         }
     assert headline(document) == (
-        "Liver Dice 0.953 over 40 cases, none missed. Tumor Dice 0.612 over 37 cases, of which "
-        "4 missed and 2 false count as 0; 3 left out, with no tumor in either mask."
+        "Liver Dice 0.953 over 40 cases, none missed. Tumor Dice 0.612 over 37 cases, counting "
+        "4 missed and 2 false as 0; 3 left out, with no tumor in either mask."
     )
 
 
@@ -369,7 +370,7 @@ def test_property_logarithmic_axes_cover_a_millionth_of_the_largest(values):
     kept = [v for v in values if v >= max(values) / 1e6]
     assert axis.low <= min(kept) * (1 + 1e-6)
     assert axis.high >= max(values) * (1 - 1e-6)
-    assert 2 <= len(axis.ticks) <= 10
+    assert 2 <= len(axis.ticks) <= 11
     assert axis.at(0.0) == 10.0
     assert axis.at(axis.high) == pytest.approx(300.0)
     middle = math.sqrt(axis.low * axis.high)
@@ -404,6 +405,8 @@ def test_closed_form_ticks_are_those_a_person_would_choose():
     assert [t for _, t in ranks(300, 0, 1).ticks] == ["1", "50", "100", "150", "200", "250", "300"]
     assert [t for _, t in ranks(1, 0, 1).ticks] == ["1"]
     assert ranks(4, 0.0, 80.0).at(2) == pytest.approx(30.0)
+    axis = linear([0.0, 1.0], 200.0, 20.0)
+    assert [axis.at(v) for v in (-3.0, 0.25, 7.0)] == pytest.approx([200.0, 155.0, 20.0])
 
 
 def test_closed_form_crowded_words_are_moved_apart_around_the_middle():
@@ -581,6 +584,10 @@ def test_closed_form_roc_draws_only_defined_classes_with_their_area():
     assert drawn[0].points.split()[1] == corner
     assert [label.text for label in plot.labels] == ["AUC", "HCC", "0.875", "Cyst", "0.500"]
     assert roc("", {"icc": []}, keys) is None
+    calcification = roc("", {"a": [[0, 0], [1, 1]]}, {"a": ("c6", "Calcification", "0.500")})
+    assert calcification is not None
+    _, word, area = calcification.labels
+    assert word.x + CHARACTER * len(word.text) <= area.x - CHARACTER * len(area.text)
     document = evaluation_document(40, types=True, seed=9)
     shown = type_plots(document["types"])["ROC by type"]
     assert shown is not None

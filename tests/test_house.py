@@ -24,7 +24,7 @@ FLAGS = {
         *("--out", "--patients", "--seed", "--cohort", "--formats", "--check", "--quiet"),
     },
     "train": {"--out", "--set", "--cache", "--device", "--quiet", "--json"},
-    "evaluate": {"--out", "--quiet", "--json"},
+    "evaluate": {"--out", "--lesions", "--types", "--tolerance-mm", "--quiet", "--json"},
     "info": {"--preset", "--json"},
     "demo": {"--out", "--seed", "--device", "--quiet"},
 }

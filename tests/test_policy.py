@@ -1,4 +1,4 @@
-"""What empty masks count for: a miss never improves a mean under `penalised`, but in papers does."""
+"""What empty masks count for: a miss never improves a mean under `penalised`, unlike in papers."""
 
 from __future__ import annotations
 

@@ -70,8 +70,8 @@ def evaluate(
 
     Raises:
         InputRefused: `E_NO_IMAGE` for nothing to score or a missing prediction,
-            `E_GEOMETRY_MISMATCH` for maps on different voxels, `E_LABEL_VALUES`, `E_NO_TYPES`, or
-            as `find_sources`.
+            `E_LABEL_SHAPE` or `E_GEOMETRY_MISMATCH` for maps on different voxels, `E_LABEL_VALUES`,
+            `E_NO_TYPES`, `E_LESION_TABLE`, or as `find_sources`.
     """
     pairs, warnings = _pairs(find_sources(predictions), find_sources(truth))
     if types:
@@ -83,6 +83,12 @@ def evaluate(
             _score_pair(predicted, reference, lesions=lesions or types, tolerance_mm=tolerance_mm)
         )
     summary = summarize(scores)
+    unsaid = [p.case_id for p, _ in pairs if p.probabilities is None]
+    if types and unsaid:
+        warnings.append(
+            f"W_NO_PROBABILITIES: none stated in {len(unsaid)} of {len(pairs)} cases, e.g. "
+            f"{unsaid[0]}; patients are scored by predicted volume."
+        )
     document = {
         "schema_version": "1",
         "hepar_version": hepar_version(),
@@ -213,7 +219,7 @@ def _same_voxels(source: CaseSource, path: Path, grid: Grid, expected: Grid) -> 
     if grid.shape == expected.shape and gap_mm <= 0.1 * min(expected.spacing_mm):
         return
     raise InputRefused(
-        "E_GEOMETRY_MISMATCH",
+        "E_GEOMETRY_MISMATCH" if grid.shape == expected.shape else "E_LABEL_SHAPE",
         "evaluate",
         f"{source.case_id}: {path.name} has {_described(grid)}, the other map "
         f"{_described(expected)}; their corners lie up to {gap_mm:.2f} mm apart.",

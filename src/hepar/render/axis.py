@@ -81,7 +81,9 @@ def linear(
     return Axis(first * step, last * step, start, end, ticks, title)
 
 
-def logarithmic(values: Iterable[float], start: float, end: float, title: str = "") -> Axis:
+def logarithmic(
+    values: Iterable[float], start: float, end: float, title: str = "", *, most: int = 11
+) -> Axis:
     """An axis of ratios whose ends are 1, 2 or 5 times a power of ten around the positive values.
 
     Args:
@@ -90,6 +92,7 @@ def logarithmic(values: Iterable[float], start: float, end: float, title: str = 
         start: SVG position of the low end.
         end: SVG position of the high end.
         title: quantity with its unit.
+        most: ticks, at most; powers of ten alone are marked where 1, 2 and 5 of each are more.
     """
     found = [value for value in values if value > 0]
     high = max(found)
@@ -100,7 +103,7 @@ def logarithmic(values: Iterable[float], start: float, end: float, title: str = 
     first = max(v for v in every if v <= low * (1 + _EQUAL))
     last = min(v for v in every if v >= high * (1 - _EQUAL) and v > first)
     inside = [v for v in every if first <= v <= last]
-    shown = inside if len(inside) <= 10 else [v for v in inside if v in decades]
+    shown = inside if len(inside) <= most else [v for v in inside if v in decades]
     return Axis(first, last, start, end, tuple((v, f"{v:g}") for v in shown), title, log=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import mean, stdev
 from typing import Literal
 
@@ -162,7 +163,7 @@ def bland_altman(name: str, cases: Sequence[Volumes]) -> Plot | None:
     levels = [bias] if margin is None else [bias - margin, bias, bias + margin]
     right, bottom = WIDTH - 58.0, HEIGHT - BOTTOM
     wide = max(middle) > WIDE * min(middle)
-    scale = logarithmic if wide else linear
+    scale = partial(logarithmic, most=8) if wide else linear
     x = scale(middle, LEFT, right, "mean of predicted and reference, ml")
     y = linear([0.0, *gap, *levels], bottom, TOP, "predicted minus reference, ml")
     marks = [

@@ -159,7 +159,7 @@ def _sentence(name: str, document: Mapping[str, Any]) -> str:
     said = f"{name.capitalize()} Dice {dice['mean']:.3f} over {_plural(dice['n'], 'case')}"
     outcomes = structure["outcomes"]
     wrong = [f"{outcomes[o]} {o}" for o in ONE_SIDED if outcomes[o]]
-    said += f", of which {' and '.join(wrong)} count as 0" if wrong else ", none missed"
+    said += f", counting {' and '.join(wrong)} as 0" if wrong else ", none missed"
     if dice["n_undefined"]:
         said += f"; {dice['n_undefined']} left out, with no {name} in either mask"
     return said + "."
