@@ -87,7 +87,7 @@ def test_closed_form_a_folder_with_lesions_and_types(sides, tmp_path, capsys):
     with (tmp_path / "out" / "cases.csv").open() as stream:
         assert [r["case_id"] for r in csv.DictReader(stream)] == ["a", "b", "c", "d"]
     shown = capsys.readouterr().out
-    assert "4 cases of 2 patients" in shown
+    assert "4 case(s) of 2 patient(s)" in shown
     assert "one to one, IoU >= 0.1" in shown
 
 

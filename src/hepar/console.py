@@ -98,7 +98,7 @@ def format_findings(findings: Findings, out: Path) -> str:
 
 def format_scores(document: dict[str, Any]) -> str:
     """Means with their intervals and denominators, then lesions and patients where compared."""
-    lines = [f"{document['n_cases']} cases of {document['n_patients']} patients"]
+    lines = [f"{document['n_cases']} case(s) of {document['n_patients']} patient(s)"]
     header = f"{'mean':>9}{'std':>9}  {'95 % interval':<20}{'n':>5}{'missed':>8}{'undefined':>11}"
     for name, structure in document["structures"].items():
         lines.append(f"{name:<16}{header}{'detected':>10}")
@@ -151,4 +151,4 @@ def _type_lines(types: dict[str, Any]) -> list[str]:
 
 
 def _value(value: float | None) -> str:
-    return f"{'undefined':>9}" if value is None else f"{value:9.4f}"
+    return f"{'-':>9}" if value is None else f"{value:9.4f}"
