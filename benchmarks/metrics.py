@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,9 +30,13 @@ SHAPE = (200, 512, 512)
 
 
 def ball(shape: tuple[int, int, int], center: tuple[float, ...], radius_mm: float) -> np.ndarray:
-    axes = np.ogrid[tuple(slice(n) for n in shape)]
-    squares = [((a - c) * s) ** 2 for a, c, s in zip(axes, center, SPACING_MM, strict=True)]
-    return sum(squares) <= radius_mm**2
+    # Plane by plane, so that making the masks is not the peak of memory.
+    found = np.zeros(shape, dtype=bool)
+    y, x = np.ogrid[: shape[1], : shape[2]]
+    plane = ((y - center[1]) * SPACING_MM[1]) ** 2 + ((x - center[2]) * SPACING_MM[2]) ** 2
+    for z in range(shape[0]):
+        found[z] = plane + ((z - center[0]) * SPACING_MM[0]) ** 2 <= radius_mm**2
+    return found
 
 
 def masks(structure: str) -> tuple[np.ndarray, np.ndarray]:
@@ -97,6 +102,26 @@ def peak_gb(job: tuple[str, str]) -> float:
     return rss_gb() - before
 
 
+def timed(structure: str, rounds: int) -> dict[str, dict[str, float]]:
+    """Median seconds of every tool, and its median ratio to ours in the same round."""
+    pair = masks(structure)
+    seconds: dict[str, list[float]] = {tool: [] for tool in TOOLS}
+    for tool in TOOLS.values():
+        tool(*(m[:8, :32, :32] | True for m in pair))  # imports
+    for _ in range(rounds):
+        for name, tool in TOOLS.items():
+            begun = time.perf_counter()
+            tool(*pair)
+            seconds[name].append(time.perf_counter() - begun)
+            print(structure, name, f"{seconds[name][-1]:.2f} s", flush=True)
+    rows = {}
+    for name in TOOLS:
+        ratios = [t / h for t, h in zip(seconds[name], seconds["hepar"], strict=True)]
+        median, ratio = statistics.median(seconds[name]), statistics.median(ratios)
+        rows[name] = {"median_s": round(median, 3), "times_hepar": round(ratio, 2)}
+    return rows
+
+
 def mapped_case(folder: str) -> dict[str, float]:
     """Ours, everything of one 512 x 512 x 1000 case, from files."""
     from hepar.evaluate.score import score_case
@@ -118,35 +143,21 @@ def mapped_case(folder: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="0: measure only memory again")
     parser.add_argument("-o", "--out", type=Path, required=True)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    document: dict[str, object] = {"shape_zyx": SHAPE, "spacing_mm": SPACING_MM}
+    document: dict[str, Any] = {"shape_zyx": SHAPE, "spacing_mm": SPACING_MM}
+    if options.rounds == 0:
+        document = json.loads(options.out.read_text())
     fresh = multiprocessing.get_context("spawn")
     for structure in ("liver", "tumors"):
-        pair = masks(structure)
-        seconds: dict[str, list[float]] = {tool: [] for tool in TOOLS}
-        for tool in TOOLS.values():
-            tool(*(m[:8, :32, :32] | True for m in pair))  # imports
-        for _ in range(options.rounds):
-            for name, tool in TOOLS.items():
-                begun = time.perf_counter()
-                tool(*pair)
-                seconds[name].append(time.perf_counter() - begun)
-                print(structure, name, f"{seconds[name][-1]:.2f} s", flush=True)
-        rows = {}
-        for name in TOOLS:
+        if options.rounds:
+            document[structure] = timed(structure, options.rounds)
+        for name, row in document[structure].items():
             with fresh.Pool(1) as pool:
-                peak = pool.apply(peak_gb, ((name, structure),))
-            ratios = [t / h for t, h in zip(seconds[name], seconds["hepar"], strict=True)]
-            rows[name] = {
-                "median_s": round(statistics.median(seconds[name]), 3),
-                "times_hepar": round(statistics.median(ratios), 2),
-                "peak_gb": round(peak, 3),
-            }
-            print(structure, name, rows[name], flush=True)
-        document[structure] = rows
+                row["peak_gb"] = round(pool.apply(peak_gb, ((name, structure),)), 3)
+            print(structure, name, row, flush=True)
     with tempfile.TemporaryDirectory() as folder, fresh.Pool(1) as pool:
         large = pool.apply(mapped_case, (folder,))
     document["memory-mapped 512 x 512 x 1000"] = {k: round(v, 2) for k, v in large.items()}

@@ -7,7 +7,7 @@ import re
 from copy import deepcopy
 from html.parser import HTMLParser
 from itertools import pairwise
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -256,9 +256,13 @@ def test_property_the_same_document_gives_the_same_bytes(full):
 
 def test_closed_form_a_thousand_cases_are_fast_and_small():
     document = evaluation_document(1000, lesions=True, types=True)
-    begin = perf_counter()
-    html = render_evaluation(document)
-    assert perf_counter() - begin < 2.0
+    # Processor time, the better of two: other work on the machine is not counted.
+    seconds = []
+    for _ in range(2):
+        begin = process_time()
+        html = render_evaluation(document)
+        seconds.append(process_time() - begin)
+    assert min(seconds) < 2.0
     assert len(html.encode()) < 2_000_000
     assert html.count("<circle") > 3000
 
@@ -645,7 +649,7 @@ def test_property_outliers_stay_in_the_frame_and_the_page_renders(outlier):
     assert "nan" not in render_evaluation(document)
 
 
-@pytest.mark.parametrize("n", [1, 2, 12, 300])
+@pytest.mark.parametrize("n", [1, 2, 12, 300, 1000])
 def test_property_words_and_marks_lie_inside_the_picture(n):
     """Width of words as in the widest common screen font."""
     document = evaluation_document(n, lesions=True, types=True, seed=n)
@@ -659,6 +663,8 @@ def test_property_words_and_marks_lie_inside_the_picture(n):
                 assert label.x - left >= -1.0, label
                 assert label.x - left + reach <= plot.width + 1.0, label
             assert 0 < label.y < plot.height
+        for x, text in plot.x.marked:
+            assert x + CHARACTER * len(text) / 2 <= plot.width + 1.0
         for _, text in plot.y.marked:
             assert CHARACTER * len(text) <= LEFT - 7
         for (a, first), (b, second) in pairwise(plot.x.marked):

@@ -110,24 +110,29 @@ def boundary(mask: NDArray[np.bool_], neighbors: int) -> Points:
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
+def _line(values: NDArray[np.uint8], axis: int) -> NDArray[np.uint8]:
+    """1 where a voxel and both its neighbors along an axis are 1; the axis loses its ends."""
+    n, before = values.shape[axis], (slice(None),) * axis
+    return np.asarray(
+        values[(*before, slice(0, n - 2))]
+        & values[(*before, slice(1, n - 1))]
+        & values[(*before, slice(2, n))]
+    )
+
+
 def _inner(padded: NDArray[np.uint8], neighbors: int) -> NDArray[np.uint8]:
     """1 where the neighborhood of a voxel of the unpadded box is all 1, else 0."""
 
-    def line(values: NDArray[np.uint8], axis: int) -> NDArray[np.uint8]:
-        n = values.shape[axis]
-        a, b, c = (values[(slice(None),) * axis + (slice(k, n - 2 + k),)] for k in range(3))
-        return np.asarray(a & b & c)
-
-    along_x = line(padded, 2)
+    along_x = _line(padded, 2)
     if neighbors == 26:
-        return line(line(along_x, 1), 0)
+        return _line(_line(along_x, 1), 0)
     if neighbors == 6:
-        along_y = line(padded[1:-1, :, 1:-1], 1)
-        along_z = line(padded[:, 1:-1, 1:-1], 0)
+        along_y = _line(padded[1:-1, :, 1:-1], 1)
+        along_z = _line(padded[:, 1:-1, 1:-1], 0)
         return np.asarray(along_x[1:-1, 1:-1] & along_y & along_z)
-    plane_xy = line(along_x[1:-1], 1)
-    plane_xz = line(along_x[:, 1:-1], 0)
-    plane_yz = line(line(padded[:, :, 1:-1], 1), 0)
+    plane_xy = _line(along_x[1:-1], 1)
+    plane_xz = _line(along_x[:, 1:-1], 0)
+    plane_yz = _line(_line(padded[:, :, 1:-1], 1), 0)
     return np.asarray(plane_xy & plane_xz & plane_yz)
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 from hepar.render.axis import Axis
 
 WIDTH, HEIGHT = 440.0, 252.0
-LEFT, RIGHT, TOP, BOTTOM = 54.0, 12.0, 24.0, 40.0
+LEFT, RIGHT, TOP, BOTTOM = 54.0, 16.0, 24.0, 40.0
 # Width of a letter of the widest common screen font at the size of a tick.
 CHARACTER = 7.0
 
