@@ -13,16 +13,14 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import AvoidSubcommands, FlagCreatePairsOff, Positional, UseAppendAction, arg
 
+from hepar.arguments import pick_device, stated_phases
 from hepar.console import format_findings, format_number, format_scores, progress
 from hepar.errors import EXIT_INTERNAL, HeparError, UsageError
-
-if TYPE_CHECKING:
-    from hepar.study import Phase
 
 Out = Annotated[Path, arg(aliases=["-o"], help="Folder for the results.")]
 Device = Annotated[
@@ -60,7 +58,7 @@ def segment(
     from hepar.infer.tiling import Tiling
     from hepar.pipeline import Pipeline
 
-    stated = _stated_phases(phases)
+    stated = stated_phases(phases)
     if study is None and not stated:
         raise UsageError(
             "E_USAGE", "cli", "No study was given.", "Give a folder or file, or --phase PHASE=PATH."
@@ -68,7 +66,7 @@ def segment(
     with progress(quiet) as step:
         step("load the model")
         bundle = load_bundle(model or default_bundle_path())
-        pipeline = Pipeline(bundle, Tiling(device=_device(device)), step)
+        pipeline = Pipeline(bundle, Tiling(device=pick_device(device)), step)
         findings = pipeline.segment(study, out, stated=stated, probabilities=probabilities)
     if as_json:
         sys.stdout.write(findings.model_dump_json(indent=2) + "\n")
@@ -93,7 +91,7 @@ def inspect(
 
     with progress(quiet) as step:
         step("read")
-        read = read_study(study, _stated_phases(phases))
+        read = read_study(study, stated_phases(phases))
         refusal: HeparError | None = None
         phased = None
         try:
@@ -240,7 +238,7 @@ def train(
         result = run(
             loaded,
             out,
-            device=_device(device),
+            device=pick_device(device),
             cache_dir=cache or out / "cache",
             progress=show,
         )
@@ -344,7 +342,7 @@ def demo(
     from hepar.demo import run_demo
 
     with progress(quiet) as step:
-        text = run_demo(out, seed=seed, device=_device(device), progress=step)
+        text = run_demo(out, seed=seed, device=pick_device(device), progress=step)
     sys.stdout.write(text)
 
 
@@ -386,40 +384,6 @@ def main(argv: list[str] | None = None) -> None:
 
 def _complain(error: HeparError) -> None:
     sys.stderr.write(f"hepar: {error.code}: {error.message}\n  remedy: {error.remedy}\n")
-
-
-def _stated_phases(pairs: tuple[str, ...]) -> dict[Phase, Path]:
-    from hepar.study import Phase
-
-    stated: dict[Phase, Path] = {}
-    for pair in pairs:
-        name, equals, path = pair.partition("=")
-        if not equals or name.upper() not in Phase.__members__ or not path:
-            raise UsageError(
-                "E_USAGE",
-                "cli",
-                f"--phase {pair!r} does not name a phase and a path.",
-                "Write it as --phase art=PATH, with nc, art, pv or dl.",
-            )
-        if Phase[name.upper()] in stated:
-            raise UsageError(
-                "E_USAGE", "cli", f"--phase {name} is given twice.", "Give each phase once."
-            )
-        stated[Phase[name.upper()]] = Path(path)
-    return stated
-
-
-def _device(name: str) -> str:
-    if name == "cpu":
-        return name
-    import torch
-
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return "cuda" if available["cuda"] else "cpu"
-    if not available[name]:
-        raise UsageError("E_DEVICE", "cli", f"No {name} device here.", "Use --device cpu or auto.")
-    return name
 
 
 if __name__ == "__main__":
