@@ -45,7 +45,7 @@ from hepar.stages.register import register
 from real_case import commit
 
 DATA = Path(__file__).resolve().parents[1] / "../shared/data"
-FIRST_SEED = 940_000  # training, calibration, the demo and phantom_aims use others
+FIRST_SEED = 940_000  # training, calibration, the demo and other benchmarks use others
 PHANTOM_TISSUES = {
     "aorta": Tissue.AORTA,
     "portal vein": Tissue.PORTAL_VEIN,

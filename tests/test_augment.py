@@ -33,6 +33,7 @@ STILL = Parameters(
     offset=0.0,
     log_gamma=0.0,
     noise=0.0,
+    smooth_voxels=0.0,
     noise_seed=0,
 )
 
@@ -173,6 +174,15 @@ def test_property_recolor_keeps_the_range_and_the_order_of_phases():
     assert got.max() <= 1
     assert not torch.allclose(got, image)
     assert (got.flatten().diff() >= -1e-6).all()
+
+
+@pytest.mark.parametrize("shape", [(24, 28), (5, 24, 28)])
+def test_oracle_smoothing_against_scipy(shape):
+    image = torch.rand(1, 3, 2, *shape, generator=torch.Generator().manual_seed(0))
+    got = recolor(image, [replace(STILL, smooth_voxels=1.3)])
+    sigma = (0,) * (image.ndim - 2) + (1.3, 1.3)
+    expected = ndimage.gaussian_filter(image.numpy(), sigma, mode="nearest", truncate=4 / 1.3)
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
 
 
 def test_property_masked_image_is_zero_outside_even_where_not_a_number():

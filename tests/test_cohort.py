@@ -7,10 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from hepar.data.cache import ArrayCache
 from hepar.data.cohort import CohortCases, read_cohort
-from hepar.data.patches import PreparedCase, draw_patch, drop_phases, slice_contents, whole_case
+from hepar.data.patches import (
+    PreparedCase,
+    draw_patch,
+    drop_phases,
+    lesion_voxels,
+    slice_contents,
+    whole_case,
+)
 from hepar.data.phantom_bank import write_bank
 from hepar.data.sampling import SampleSource, collate
 from hepar.data.sources import open_source
@@ -218,7 +226,8 @@ def prepared() -> PreparedCase:
     liver = label > 0
     contents = slice_contents(label, liver)
     present = np.ones(2, bool)
-    return PreparedCase("x", hu, present, label, liver, (5.0, 2.0, 2.0), contents)
+    lesions = lesion_voxels((label == 2).astype(np.uint8))
+    return PreparedCase("x", hu, present, label, liver, (5.0, 2.0, 2.0), contents, lesions)
 
 
 def test_oracle_whole_case_shows_what_the_stage_would():
@@ -323,11 +332,47 @@ def test_closed_form_imperfect_liver():
     assert not shaken[r > 46].any()
 
 
-def test_closed_form_thick_slices():
+@pytest.mark.parametrize(
+    ("factor", "expected"),
+    [(2, [1, 3, 5, 7]), (3, [1, 4, 7]), (4, [2, 6])],
+)
+def test_closed_form_thick_slices(factor, expected):
     hu = np.arange(9, dtype=np.int16)[None, :, None, None] * np.ones((2, 1, 3, 3), np.int16)
-    thick = thicken(hu)
-    np.testing.assert_array_equal(thick[0, :, 0, 0], [1, 3, 5, 7])
-    np.testing.assert_array_equal(thicken(hu[:, :8])[0, :, 0, 0], [1, 3, 5, 7])
+    thick = thicken(hu, factor)
+    np.testing.assert_array_equal(thick[0, :, 0, 0], expected)
+    assert len(hu[0, factor // 2 :: factor]) == len(expected)
+    # An impulse spreads over a box as wide as the distance between slices.
+    impulse = np.zeros((1, 9, 1, 1), np.int16)
+    impulse[0, 4] = 120
+    assert thicken(impulse, 2)[0, :, 0, 0].tolist() == [0, 30, 30, 0]
+    assert thicken(impulse, 3)[0, :, 0, 0].tolist() == [0, 40, 0]
+    assert thicken(impulse, 4)[0, :, 0, 0].tolist() == [15, 15]
+
+
+def test_closed_form_a_voxel_of_each_lesion():
+    instances = np.zeros((6, 9, 9), np.uint8)
+    instances[1:4, 2:5, 2:5] = 3
+    instances[4, 6, 6:9] = 1
+    instances[4, 6, 7] = 0  # the center of mass lies outside: the nearest voxel of it counts
+    voxels = lesion_voxels(instances)
+    assert sorted(map(tuple, voxels.tolist())) == [(2, 3, 3), (4, 6, 6)]
+    assert lesion_voxels(np.zeros((2, 3, 4), np.uint8)).shape == (0, 3)
+
+
+def test_property_in_3d_every_lesion_is_drawn_as_often():
+    case = prepared()
+    label = np.ones_like(case.label)
+    label[:4, :10, :10], label[-1, -1, -1] = 2, 2
+    lesions = lesion_voxels(ndimage.label(label == 2)[0])
+    case = replace(case, label=label, lesions=lesions)
+    settings = PatchSettings(lesion_fraction=1.0)
+    spec = replace(SPEC, dims=3, patch=(3, 3, 3), needs_liver=False)
+    rng = np.random.default_rng(0)
+    tumor = spec.class_names.index("tumor")
+    sizes = [(draw_patch(case, spec, settings, rng).label == tumor).sum() for _ in range(60)]
+    small = sum(size == 1 for size in sizes)
+    assert min(sizes) >= 1
+    assert 15 < small < 45
 
 
 def test_property_cache_makes_once_and_again_when_damaged(tmp_path):

@@ -14,12 +14,14 @@ from hepar.geometry import Box, Grid
 from hepar.infer.bundle import Model
 from hepar.infer.calibrate import (
     TumorCalibration,
+    case_score,
     choose_operating_point,
     fit_temperature,
     sweep_case,
     temper,
 )
 from hepar.infer.measure import feret_axes_mm, lesion_core, liver_hu
+from hepar.infer.refine import refined_liver
 from hepar.infer.tiling import Tiling
 from hepar.preprocess import liver_box
 from hepar.stages.tumor import find_lesions, lesions_from_probability
@@ -68,7 +70,7 @@ def _dice(a: np.ndarray, b: np.ndarray) -> float:
 )
 def test_closed_form_two_ellipsoids(grid: Grid) -> None:
     case, truth = _case(grid)
-    found = find_lesions(case, _model(threshold=0.5))
+    found = find_lesions(case, _model(threshold=0.5))[1]
     middle = grid.index_to_world((np.array(grid.shape) - 1) / 2)
     assert [lesion.id for lesion in found.lesions] == [1, 2]
     for lesion, mask, center, radii in zip(found.lesions, truth, CENTERS, RADII, strict=True):
@@ -90,23 +92,23 @@ def test_closed_form_two_ellipsoids(grid: Grid) -> None:
 
 def test_closed_form_hu_wash_in_and_washout() -> None:
     case, _ = _case(Grid.axial(SHAPE, SPACING))
-    lesion = find_lesions(case, _model()).lesions[0]
+    lesion = find_lesions(case, _model())[1].lesions[0]
     assert lesion.hu == {"NC": 20, "ART": 95, "PV": 70}  # the border voxels are not in it
     assert lesion.hu_std == {"NC": 0, "ART": 0, "PV": 0}
     assert lesion.liver_hu == {"NC": 2, "ART": 4, "PV": 8}
     assert lesion.wash_in_hu == 75
     assert lesion.washout_hu == (95 - 4) - (70 - 8)
     late, _ = _case(Grid.axial(SHAPE, SPACING), ("ART", "PV", "DL"))
-    lesion = find_lesions(late, _model()).lesions[0]
+    lesion = find_lesions(late, _model())[1].lesions[0]
     assert lesion.washout_hu == (95 - 4) - (60 - 6)  # delayed before portal venous
     assert lesion.wash_in_hu is None
     lone, _ = _case(Grid.axial(SHAPE, SPACING), ("PV",))
-    assert find_lesions(lone, _model()).lesions[0].washout_hu is None
+    assert find_lesions(lone, _model())[1].lesions[0].washout_hu is None
 
 
 def test_labels_instances_and_burden_agree() -> None:
     case, _ = _case(Grid.axial(SHAPE, SPACING))
-    found = find_lesions(case, _model())
+    found = find_lesions(case, _model())[1]
     np.testing.assert_array_equal(found.label == 2, found.instances > 0)
     np.testing.assert_array_equal(found.label > 0, case.liver | (found.instances > 0))
     assert found.label.dtype == np.uint8
@@ -120,8 +122,8 @@ def test_labels_instances_and_burden_agree() -> None:
 
 def test_property_memory_budget_changes_nothing() -> None:
     case, _ = _case(Grid.axial(SHAPE, SPACING))
-    plain = find_lesions(case, _model())
-    tight = find_lesions(case, _model(), tiling=Tiling(budget_bytes=1))
+    plain = find_lesions(case, _model())[1]
+    tight = find_lesions(case, _model(), tiling=Tiling(budget_bytes=1))[1]
     np.testing.assert_allclose(plain.probability, tight.probability, atol=1e-5)
     np.testing.assert_array_equal(plain.label, tight.label)
 
@@ -140,7 +142,7 @@ def test_nothing_outside_the_liver_for_a_system_that_needs_it() -> None:
     case, _ = _case(Grid.axial(SHAPE, SPACING))
     for volume in case.aligned.volumes.values():
         volume.array[~case.liver] = 95
-    found = find_lesions(case, _model())
+    found = find_lesions(case, _model())[1]
     assert len(found.lesions) >= 2
     assert not (found.label[~case.liver] > 0).any()
 
@@ -149,7 +151,7 @@ def test_a_system_that_sees_the_surroundings_reaches_a_little_beyond() -> None:
     case, truth = _case(Grid.axial(SHAPE, SPACING), ("PV",))
     case.aligned.volumes["PV"].array[:] = 60
     spec = spec_3d(class_names=("background", "tumor"), needs_liver=False)
-    found = find_lesions(case, Model("tumor", Echo(spec), {}))
+    found = find_lesions(case, Model("tumor", Echo(spec), {}))[1]
     beyond = (found.label == 2) & ~case.liver
     assert beyond.any()
     assert (found.label == 2).sum() < 1.3 * case.liver.sum()
@@ -158,13 +160,13 @@ def test_a_system_that_sees_the_surroundings_reaches_a_little_beyond() -> None:
 
 def test_calibration_decides() -> None:
     case, _ = _case(Grid.axial(SHAPE, SPACING))
-    assert len(find_lesions(case, _model(min_volume_ml=5.0)).lesions) == 1
-    none = find_lesions(case, _model(min_volume_ml=500.0))
+    assert len(find_lesions(case, _model(min_volume_ml=5.0))[1].lesions) == 1
+    none = find_lesions(case, _model(min_volume_ml=500.0))[1]
     assert none.lesions == ()
     assert none.tumor_burden == 0
     assert set(np.unique(none.label)) == {0, 1}
-    strict = find_lesions(case, _model(threshold=0.95))
-    loose = find_lesions(case, _model(threshold=0.2))
+    strict = find_lesions(case, _model(threshold=0.95))[1]
+    loose = find_lesions(case, _model(threshold=0.2))[1]
     assert (strict.label == 2).sum() < (loose.label == 2).sum()
 
 
@@ -172,7 +174,7 @@ def test_required_phase() -> None:
     case, _ = _case(Grid.axial(SHAPE, SPACING), ("PV",))
     spec = spec_2d(phases=("ART", "PV"), needs_all_phases=True)
     with pytest.raises(InputRefused) as caught:
-        find_lesions(case, Model("tumor", Echo(spec), {}))
+        find_lesions(case, Model("tumor", Echo(spec), {}))[1]
     assert caught.value.code == "E_PHASES_REQUIRED"
 
 
@@ -183,7 +185,7 @@ def test_hu_threshold_when_chosen() -> None:
     hu[case.liver] = 110
     for lesion in truth:
         hu[lesion] = 60
-    found = find_lesions(case, HuThresholdSettings())
+    found = find_lesions(case, HuThresholdSettings())[1]
     assert len(found.lesions) == 2
     assert _dice(found.label == 2, truth[0] | truth[1]) > 0.85
 
@@ -288,8 +290,8 @@ def test_closed_form_temperature() -> None:
 
 
 def test_operating_point_drops_noise_and_counts_tumor_free_patients() -> None:
-    truth = np.zeros((10, 20, 20), dtype=bool)
-    truth[2:5, 4:8, 4:8] = True
+    truth = np.zeros((10, 20, 20), dtype=np.uint8)
+    truth[2:5, 4:8, 4:8] = 1
     probability = np.where(truth, 0.6, 0.2).astype(np.float32)
     probability[1, 15:17, 15] = 0.9  # 0.2 ml of noise
     sick = sweep_case(probability, truth, 0.1)
@@ -298,9 +300,58 @@ def test_operating_point_drops_noise_and_counts_tumor_free_patients() -> None:
     well = sweep_case(quiet, np.zeros_like(truth), 0.1)
     chosen, score = choose_operating_point([sick, well])
     assert score == pytest.approx(1.0)
-    assert chosen.threshold == pytest.approx(0.6)
+    # The outline is taken at one half, and what peaks below 0.6 is dropped as a whole.
+    assert (chosen.threshold, chosen.min_peak) == (pytest.approx(0.5), pytest.approx(0.6))
     assert chosen.min_volume_ml == pytest.approx(0.35)
     alone, _ = choose_operating_point([sick])
-    assert 0.2 < alone.threshold <= 0.6
+    assert (alone.threshold, alone.min_peak) == (pytest.approx(0.5), 0.0)
     with pytest.raises(ValueError, match="at least one"):
         choose_operating_point([])
+
+
+def test_closed_form_case_score_is_half_voxels_half_lesions() -> None:
+    truth = np.zeros((4, 10, 20), dtype=np.uint8)
+    truth[0:2, 0:4, 0:4] = 1  # 32 voxels
+    truth[0, 8, 8:12] = 2  # 4 voxels
+    probability = np.zeros(truth.shape, np.float32)
+    probability[0:2, 0:4, 0:3] = 0.8  # 24 of lesion 1, IoU 0.75
+    probability[3, 9, 19] = 0.7  # a false voxel
+    swept = sweep_case(probability, truth, 0.1, (0.5, 0.75))
+    dice = 2 * 24 / (25 + 36)
+    assert case_score(swept, 0, 0.0) == pytest.approx(0.5 * (dice + 2 / 4))
+    without = 0.5 * (2 * 24 / (24 + 36) + 2 / 3)
+    assert case_score(swept, 1, 0.0) == pytest.approx(without)
+    assert case_score(swept, 0, 0.2) == pytest.approx(without)  # too small
+    assert case_score(swept, 0, 0.0, 0.75) == pytest.approx(without)  # too unsure
+    free = sweep_case(probability, np.zeros_like(truth), 0.1, (0.5,))
+    assert case_score(free, 0, 0.0) == pytest.approx(0.5 * (1 / 3.5 + 1 / 3))
+
+
+def test_lesions_whose_peak_is_low_are_dropped_whole() -> None:
+    case = _case(Grid.axial(SHAPE, SPACING))[0]
+    probability = np.zeros(case.box.shape, np.float32)
+    probability[2:6, 4:10, 4:10] = 0.5
+    probability[3, 6, 6] = 0.9
+    probability[2:6, 4:10, 14:18] = 0.6
+    every = lesions_from_probability(case, probability, TumorCalibration(threshold=0.4))
+    sure = TumorCalibration(threshold=0.4, min_peak=0.8)
+    kept = lesions_from_probability(case, probability, sure)
+    assert (len(every.lesions), len(kept.lesions)) == (2, 1)
+    assert kept.lesions[0].volume_ml == every.lesions[0].volume_ml
+
+
+def test_closed_form_the_liver_is_redrawn_within_eight_millimeters() -> None:
+    spacing = (2.0, 2.0, 2.0)
+    coarse = np.zeros((30, 40, 40), bool)
+    coarse[10:20, 10:30, 10:30] = True
+    organ = np.where(coarse, 0.9, 0.1).astype(np.float32)
+    organ[10:20, 10:30, 30:33] = 0.8  # a missed rim of 6 mm
+    organ[10:20, 10:30, 10] = 0.2  # a slice too many
+    organ[0:4, 0:4, 0:4] = 1.0  # far away: another organ
+    organ[14:16, 18:22, 18:22] = 0.0  # deep inside: a lesion that was not recognized
+    refined = refined_liver(coarse, organ, spacing)
+    expected = coarse.copy()
+    expected[10:20, 10:30, 30:33], expected[10:20, 10:30, 10] = True, False
+    np.testing.assert_array_equal(refined >= 0.5, expected)
+    assert refined_liver(coarse, np.zeros_like(organ), spacing) is None
+    assert refined_liver(np.zeros_like(coarse), np.zeros_like(organ), spacing) is None

@@ -63,7 +63,7 @@ class Pipeline:
         begin("find the liver")
         liver = find_liver(aligned, self.bundle.model("liver"), tiling=self.tiling)
         begin("find lesions")
-        lesions = find_lesions(liver, self.bundle.model("tumor"), tiling=self.tiling)
+        liver, lesions = find_lesions(liver, self.bundle.model("tumor"), tiling=self.tiling)
         begin("judge lesions")
         return Case(liver, lesions, diagnose(liver, lesions, self.bundle.classifier()))
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from hepar import strict_yaml
 from hepar.errors import UsageError
 from hepar.systems.baselines.context_unet3d.settings import ContextUnet3dSettings
+from hepar.systems.baselines.multiphase_unet3d.settings import MultiphaseUnet3dSettings
 from hepar.systems.sam_urim.settings import SamUrimSettings
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -34,7 +35,7 @@ class Strict(BaseModel):
 
 
 SystemSettings = Annotated[
-    SamUrimSettings | ContextUnet3dSettings,
+    SamUrimSettings | ContextUnet3dSettings | MultiphaseUnet3dSettings,
     Field(discriminator="name"),
 ]
 
@@ -96,7 +97,10 @@ class PhantomTumorData(PatchSettings):
         bank: file of anatomies (`hepar phantom --formats bank`) instead of drawing them: training's
             first, then validation's, at their own spacing. A cohort's bank holds its test patients
             too: write one of other seeds to train on.
-        thick_slices: share of scans with slices twice as thick and far apart.
+        anatomies: folders of real patients (a scan and a subfolder of organ masks) whose shapes are
+            deformed, given lesions and painted; their scans' HU are not used.
+        anatomy_share: share of the training patients made of them, where there are any.
+        thick_slices: share of scans with slices two to four times as thick and far apart.
         misalignment_mm: between phases, inside the painted scan.
     """
 
@@ -108,6 +112,8 @@ class PhantomTumorData(PatchSettings):
     spacing_mm: Spacing | None = None
     paints: Annotated[int, Field(ge=0)] = 2
     bank: Path | None = None
+    anatomies: tuple[Path, ...] = ()
+    anatomy_share: Fraction = 0.25
     thick_slices: Fraction = 0.0
     misalignment_mm: NonNegative = 0.0
 
@@ -214,6 +220,7 @@ class Augment(Strict):
         intensity_p: probability of each intensity transform.
         intensity_scale, intensity_shift, gamma, noise: largest relative contrast change, shift,
             |log gamma| and noise standard deviation, in units of the window.
+        smooth: largest standard deviation of an in-plane Gaussian, in voxels.
         misalignment_mm: standard deviation of an extra in-plane shift of each phase but the
             reference.
     """
@@ -228,6 +235,7 @@ class Augment(Strict):
     intensity_shift: Fraction = 0.05
     gamma: NonNegative = 0.2
     noise: NonNegative = 0.03
+    smooth: NonNegative = 0.0
     misalignment_mm: NonNegative = 0.0
 
     @model_validator(mode="after")

@@ -35,7 +35,7 @@ from hepar.phantom.population import POPULATIONS, Population
 from hepar.phantom.scanner import paint
 from hepar.recipe import OrganData, PhantomTumorData, Recipe, load_recipe
 from hepar.stages.liver import find_liver
-from hepar.stages.tumor import tumor_probability
+from hepar.stages.tumor import look
 from hepar.study import (
     PHASE_ORDER,
     AlignedStudy,
@@ -71,7 +71,7 @@ class PhantomCase:
 
     def only(self, phases: tuple[Phase, ...]) -> PhantomCase:
         """The patient as if only these phases had been acquired."""
-        return replace(self, aligned=_aligned({p: self.aligned.volumes[p] for p in phases}))
+        return replace(self, aligned=aligned_phases({p: self.aligned.volumes[p] for p in phases}))
 
 
 def phantom_case(
@@ -90,12 +90,12 @@ def phantom_case(
     patient = anatomy(seed, population=population)
     scan = paint(patient, seed, misalignment_mm=misalignment_mm, scanner=population.scanner)
     grid = grid_of(patient)
-    aligned = _aligned({phase: Volume(scan.hu[phase], grid) for phase in PHASE_ORDER})
+    aligned = aligned_phases({phase: Volume(scan.hu[phase], grid) for phase in PHASE_ORDER})
     types = {lesion.id: lesion.type for lesion in patient.lesions}
     return PhantomCase(aligned, scan.label, scan.instances, types)
 
 
-def _aligned(volumes: dict[Phase, Volume]) -> AlignedStudy:
+def aligned_phases(volumes: dict[Phase, Volume]) -> AlignedStudy:
     grids = {phase: volume.grid for phase, volume in volumes.items()}
     phased = PhasedStudy(volumes, (), Study((), ()), grids)
     records = tuple(
@@ -128,8 +128,8 @@ def calibrate_tumor(
         except InputRefused as refusal:
             logger.warning("phantom %d: %s", seed, refusal)
             continue
-        probability = tumor_probability(found, tumor, tiling=tiling)
-        truth = case.label[found.box.slices] == 2
+        probability = look(found, tumor, tiling=tiling).tumor
+        truth = case.instances[found.box.slices]
         sweeps.append(sweep_case(probability, truth, case.aligned.grid.voxel_ml))
     chosen, score = choose_operating_point(sweeps)
     logger.info("operating point %s, score %.3f", chosen, score)

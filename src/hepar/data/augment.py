@@ -34,6 +34,7 @@ class Parameters:
         shift_voxels: (d,), added to the input position.
         phase_shift_voxels: (p, d), further shift of each phase; zero for the reference.
         gain, offset, log_gamma, noise: `clip(x * gain + offset) ** exp(log_gamma) + noise * N`.
+        smooth_voxels: standard deviation of the Gaussian over the last two axes before the noise.
         noise_seed: of the noise.
     """
 
@@ -44,6 +45,7 @@ class Parameters:
     offset: float
     log_gamma: float
     noise: float
+    smooth_voxels: float
     noise_seed: int
 
 
@@ -96,6 +98,7 @@ def draw(
         offset=settings.intensity_shift * u[9] * happens[9],
         log_gamma=settings.gamma * u[10] * happens[10],
         noise=settings.noise * abs(u[11]) * happens[11],
+        smooth_voxels=settings.smooth * abs(u[12]) * happens[12],
         noise_seed=int(rng.integers(2**62)),
     )
 
@@ -158,12 +161,28 @@ def recolor(
         row = row.clamp(0.0, 1.0)
         if p.log_gamma != 0.0:
             row = row ** math.exp(p.log_gamma)
+        if p.smooth_voxels > 0.0:
+            row = _smooth(row, p.smooth_voxels)
         if p.noise != 0.0:
             generator = torch.Generator(device=row.device).manual_seed(p.noise_seed)
             noise = torch.randn(row.shape, generator=generator, device=row.device)
             row = (row + p.noise * noise).clamp(0.0, 1.0)
         changed.append(row)
     return torch.stack(changed)
+
+
+def _smooth(
+    row: Float[Tensor, "p c *spatial"], sigma_voxels: float
+) -> Float[Tensor, "p c *spatial"]:
+    """A Gaussian over the last two axes; edges repeat."""
+    reach = math.ceil(3 * sigma_voxels)
+    at = torch.arange(-reach, reach + 1, dtype=row.dtype, device=row.device)
+    kernel = torch.exp(-0.5 * (at / sigma_voxels) ** 2)
+    kernel /= kernel.sum()
+    planes = row.reshape(-1, 1, *row.shape[-2:])
+    planes = functional.pad(planes, (reach,) * 4, mode="replicate")
+    planes = functional.conv2d(planes, kernel.view(1, 1, -1, 1))
+    return functional.conv2d(planes, kernel.view(1, 1, 1, -1)).reshape(row.shape)
 
 
 def mask_image(

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from hepar.data.cache import ArrayCache, Arrays, content_key, file_hash
-from hepar.data.patches import TUMOR, PreparedCase, slice_contents
+from hepar.data.patches import TUMOR, PreparedCase, lesion_voxels, slice_contents
 from hepar.data.tumor_source import imperfect_liver
 from hepar.errors import InputRefused
 from hepar.geometry import Grid, canonical
@@ -30,7 +31,7 @@ from hepar.systems.base import InputSpec
 PHASE_COLUMNS = {phase: phase.value.lower() for phase in PHASE_ORDER}
 MASK_COLUMNS = ("liver", "label", "instances")
 _KNOWN = ("case_id", "patient_id", *PHASE_COLUMNS.values(), "reference", *MASK_COLUMNS, "fold")
-_VERSION = 1  # of what `prepare` makes
+_VERSION = 2  # of what `prepare` makes
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,7 @@ class CohortCases:
             liver=arrays["liver"],
             spacing_mm=(z, y, x),
             contents=arrays["contents"],
+            lesions=arrays["lesions"],
         )
 
     def _prepare(self, case: CohortCase, key: str) -> Arrays:
@@ -267,6 +269,7 @@ class CohortCases:
             "liver": mask,
             "spacing_mm": np.array(target.spacing_mm),
             "contents": slice_contents(classes, mask),
+            "lesions": lesion_voxels(ndimage.label(classes == TUMOR, np.ones((3, 3, 3)))[0]),
         }
 
 

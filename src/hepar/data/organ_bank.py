@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,7 @@ log = logging.getLogger(__name__)
 
 # Bit of a template's code map that says "inside the liver"; tissue codes stay below it.
 LIVER_BIT = 64
-_BANK_VERSION = 1
+_BANK_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class BankEntry:
     spacing_mm: Triple
 
 
+@lru_cache(maxsize=4)
 def read_label_map(folder: Path) -> Template:
     """A real patient's scan and organ masks.
 
@@ -148,10 +151,17 @@ def _fingerprint(data: OrganData, seed: int) -> str:
     """Names a bank by everything that decides it: settings, seed, sizes and names of real files."""
     digest = hashlib.sha256(f"{_BANK_VERSION} {seed} ".encode())
     digest.update(data.model_dump_json(exclude={"anatomies"}).encode())
-    for folder in data.anatomies:
+    digest.update(anatomy_hash(data.anatomies).encode())
+    return digest.hexdigest()[:16]
+
+
+def anatomy_hash(folders: Sequence[Path]) -> str:
+    """Names real anatomies by the names and sizes of their files, wherever the folders lie."""
+    digest = hashlib.sha256()
+    for folder in folders:
         for path in sorted(folder.rglob("*.nii.gz")):
             digest.update(f"{path.name} {path.stat().st_size}".encode())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 def _write_bank(path: Path, bank: list[BankEntry]) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int16, UInt8
+from jaxtyping import Bool, Int16, Int32, Integer, UInt8
+from scipy import ndimage
 
 from hepar.data.sampling import Sample, ValidationCase
 from hepar.preprocess import context_indices, slice_input, window
@@ -31,6 +32,7 @@ class PreparedCase:
         liver: as a liver stage would have predicted it.
         spacing_mm: (z, y, x).
         contents: which slices hold liver (row 0) and tumor (row 1); see `slice_contents`.
+        lesions: a voxel (z, y, x) of each lesion; see `lesion_voxels`.
     """
 
     case_id: str
@@ -40,6 +42,7 @@ class PreparedCase:
     liver: Bool[np.ndarray, "z y x"]
     spacing_mm: tuple[float, float, float]
     contents: Bool[np.ndarray, "2 z"]
+    lesions: Int32[np.ndarray, "n 3"]
 
 
 def slice_contents(
@@ -47,6 +50,21 @@ def slice_contents(
 ) -> Bool[np.ndarray, "2 z"]:
     """Which slices hold liver, true or predicted, and which hold tumor."""
     return np.stack([(liver | (label > 0)).any(axis=(1, 2)), (label == TUMOR).any(axis=(1, 2))])
+
+
+def lesion_voxels(instances: Integer[np.ndarray, "z y x"]) -> Int32[np.ndarray, "n 3"]:
+    """For each lesion its voxel nearest to its center of mass.
+
+    Args:
+        instances: lesion ids, 0 elsewhere.
+    """
+    voxels = []
+    for number, box in enumerate(ndimage.find_objects(instances), start=1):
+        if box is not None:
+            inside = np.argwhere(instances[box] == number)
+            offset = ((inside - inside.mean(axis=0)) ** 2).sum(axis=1)
+            voxels.append(inside[offset.argmin()] + [edge.start for edge in box])
+    return np.asarray(voxels, np.int32).reshape(-1, 3)
 
 
 def draw_patch(
@@ -194,7 +212,14 @@ def _size(spec: InputSpec) -> tuple[int, int, int]:
 def _anchor(
     case: PreparedCase, spec: InputSpec, u: np.ndarray, lesion_fraction: float
 ) -> tuple[int, int, int]:
-    """A voxel that the patch must hold: of a lesion, or of a slice of liver without one."""
+    """A voxel that the patch must hold: of a lesion, or of a slice of liver without one.
+
+    In 3D all lesions are equally likely, so that a large one does not hide the small; in 2D all
+    slices of lesions are, so that a network sees every cut through them.
+    """
+    if spec.dims == 3 and u[0] < lesion_fraction and len(case.lesions):
+        z, y, x = (int(v) for v in case.lesions[int(u[1] * len(case.lesions))])
+        return z, y, x
     liver_slices, tumor_slices = case.contents
     slices, lesion = liver_slices, False
     if u[0] < lesion_fraction and tumor_slices.any():

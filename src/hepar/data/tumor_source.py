@@ -11,19 +11,28 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int16
 from scipy import ndimage
 
 from hepar.data.cache import ArrayCache, Arrays, file_hash
-from hepar.data.patches import PreparedCase, draw_patch, slice_contents, whole_case
+from hepar.data.organ_bank import anatomy_hash, read_label_map
+from hepar.data.patches import (
+    PreparedCase,
+    draw_patch,
+    lesion_voxels,
+    slice_contents,
+    whole_case,
+)
 from hepar.data.phantom_bank import read_bank
 from hepar.data.sampling import Sample, ValidationCase
 from hepar.errors import UsageError
 from hepar.geometry import Grid
 from hepar.phantom.anatomy import Anatomy, anatomy
+from hepar.phantom.labelmap import Template
 from hepar.phantom.population import population
 from hepar.phantom.scanner import paint
 from hepar.phantom.version import fingerprint
+from hepar.phantom.warped import warped_anatomy
 from hepar.recipe import LiverMask, PatchSettings, PhantomTumorData
 from hepar.resampling import resample
 from hepar.systems.base import InputSpec
@@ -31,9 +40,10 @@ from hepar.systems.base import InputSpec
 LOG = logging.getLogger(__name__)
 VALIDATION_SEED = 500_000  # far from training's, whatever the size of the bank
 GROUP = 8
-_VERSION = 2  # of what `PhantomCases` makes of a painted patient
-_PARTS = ("hu", "label", "liver", "spacing_mm", "contents")
-_DRAW, _ORDER, _PAINT = 1, 2, 3
+THICKER = (2, 3, 4)  # thick slices are so many times as thick as the working spacing
+_VERSION = 4  # of what `PhantomCases` makes of a painted patient
+_PARTS = ("hu", "label", "liver", "spacing_mm", "contents", "lesions")
+_DRAW, _ORDER, _PAINT, _ANATOMY = 1, 2, 3, 4
 
 
 @runtime_checkable
@@ -189,6 +199,7 @@ class PhantomCases:
             liver=visit["liver"],
             spacing_mm=(z, y, x),
             contents=visit["contents"],
+            lesions=visit["lesions"],
         )
 
     def _anatomy(self, patient: int) -> Anatomy:
@@ -200,7 +211,18 @@ class PhantomCases:
                 index += settings.train_patients - VALIDATION_SEED
             return self.bank[index]
         who = population(settings.population)
+        template = self._template(patient - settings.seed_base)
+        if template is not None:
+            return warped_anatomy(template, patient, spacing_mm=self.spacing_mm, population=who)
         return anatomy(patient, field="liver", spacing_mm=self.spacing_mm, population=who)
+
+    def _template(self, index: int) -> Template | None:
+        """The real anatomy that a training patient is made of; None for a procedural one."""
+        folders = self.settings.anatomies
+        u = np.random.default_rng([_ANATOMY, index]).random(2)
+        if not folders or index >= VALIDATION_SEED or u[0] >= self.settings.anatomy_share:
+            return None
+        return read_label_map(folders[int(u[1] * len(folders))])
 
     def _arrays(self, patient: int, paints: int) -> Arrays:
         settings = self.settings
@@ -209,6 +231,8 @@ class PhantomCases:
             "phantom": fingerprint(),
             "population": settings.population,
             "bank": settings.bank and file_hash(settings.bank),
+            "anatomies": anatomy_hash(settings.anatomies),
+            "anatomy_share": settings.anatomy_share,
             "patient": patient,
             "paints": paints,
             "phases": list(self.spec.phases),
@@ -239,17 +263,21 @@ class PhantomCases:
             scanner=population(settings.population).scanner,
         )
         hu = np.stack([painted.hu[phase] for phase in self.spec.phases])
-        label = painted.label
+        label, instances = painted.label, painted.instances
         liver = imperfect_liver(painted.liver, body.spacing_mm, settings.liver_mask, rng)
         z, y, x = body.spacing_mm
         if rng.random() < settings.thick_slices:
-            hu, label, liver, z = thicken(hu), label[1::2], liver[1::2], 2 * z
+            factor = int(rng.choice(THICKER))
+            centers = slice(factor // 2, None, factor)
+            hu, z = thicken(hu, factor), factor * z
+            label, liver, instances = label[centers], liver[centers], instances[centers]
         return {
             "hu": hu,
             "label": np.ascontiguousarray(label),
             "liver": np.ascontiguousarray(liver),
             "spacing_mm": np.array([z, y, x]),
             "contents": slice_contents(label, liver),
+            "lesions": lesion_voxels(instances),
         }
 
 
@@ -259,11 +287,21 @@ def _fill_one(
     PhantomCases(settings, spec, cache_dir=folder)._arrays(*wanted)
 
 
-def thicken(hu: np.ndarray) -> np.ndarray:
-    """Every second slice, each the mean of itself and half of its neighbors, int16."""
-    padded = np.pad(hu.astype(np.float32), ((0, 0), (0, 1), (0, 0), (0, 0)), mode="edge")
-    before, center, after = padded[:, 0:-2:2], padded[:, 1:-1:2], padded[:, 2::2]
-    return np.rint(0.25 * before + 0.5 * center + 0.25 * after).astype(np.int16)
+def thicken(hu: Int16[np.ndarray, "p z y x"], factor: int) -> Int16[np.ndarray, "p n y x"]:
+    """Slices `factor` times as thick and far apart; the first is centered on `factor // 2`.
+
+    The profile is a box as wide as the distance between slices, its ends halved where it covers
+    an even number.
+    """
+    reach = factor // 2
+    weights = np.ones(2 * reach + 1, np.float32)
+    if factor % 2 == 0:
+        weights[[0, -1]] = 0.5
+    centers = np.arange(reach, hu.shape[1], factor)
+    total = np.zeros((hu.shape[0], len(centers), *hu.shape[2:]), np.float32)
+    for offset, weight in zip(range(-reach, reach + 1), weights / weights.sum(), strict=True):
+        total += weight * hu[:, np.clip(centers + offset, 0, hu.shape[1] - 1)]
+    return np.rint(total).astype(np.int16)
 
 
 def imperfect_liver(

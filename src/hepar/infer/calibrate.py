@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage, optimize
 
-# A tumor-free patient with this much false tumor scores one half.
-FALSE_ML_HALF = 1.0
-THRESHOLDS = tuple(round(0.1 + 0.05 * i, 2) for i in range(17))
+# A tumor-free patient with this much false tumor, or this many false lesions, scores one half.
+FALSE_ML_HALF, FALSE_LESIONS_HALF = 1.0, 1.0
+MIN_IOU = 0.1
+THRESHOLDS = tuple(round(0.2 + 0.05 * i, 2) for i in range(15))
+MIN_PEAKS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 # Nothing smaller than a ball of 4.6 mm, a few voxels that the next reconstruction would not show.
 MIN_VOLUMES_ML = (0.05, 0.1, 0.2, 0.35, 0.5, 1.0)
 
@@ -31,11 +33,14 @@ class TumorCalibration(_Calibration):
     Attributes:
         threshold: smallest calibrated probability of a tumor voxel.
         min_volume_ml: smaller lesions are dropped.
+        min_peak: lesions whose highest probability is lower are dropped, so that what is reported
+            and how generously it is outlined are chosen apart.
         temperature: logits are divided by it before the threshold.
     """
 
     threshold: float = Field(default=0.5, gt=0.0, lt=1.0)
     min_volume_ml: float = Field(default=0.1, ge=0.0)
+    min_peak: float = Field(default=0.0, ge=0.0, le=1.0)
     temperature: float = Field(default=1.0, gt=0.0)
 
 
@@ -81,23 +86,40 @@ def fit_temperature(probability: Float[np.ndarray, " n"], truth: Bool[np.ndarray
 
 
 @dataclass(frozen=True)
+class SweptLesions:
+    """The predicted lesions of one case at one threshold.
+
+    Attributes:
+        volume_ml: of each.
+        hit_ml: the part of each that is true tumor.
+        peak: highest probability of each.
+        found: (n predicted, n true), which overlap with an IoU of at least 0.1.
+    """
+
+    volume_ml: Float[np.ndarray, " n"]
+    hit_ml: Float[np.ndarray, " n"]
+    peak: Float[np.ndarray, " n"]
+    found: Bool[np.ndarray, "n t"]
+
+
+@dataclass(frozen=True)
 class CaseSweep:
-    """One validation case at every threshold: enough to score any smallest volume.
+    """One validation case at every threshold: enough to score any operating point.
 
     Attributes:
         truth_ml: true tumor.
-        volumes_ml: for each threshold, the volume of each predicted lesion.
-        hits_ml: for each threshold, the part of each predicted lesion that is true.
+        n_lesions: true lesions.
+        at: predicted lesions for each threshold.
     """
 
     truth_ml: float
-    volumes_ml: tuple[NDArray[np.float64], ...]
-    hits_ml: tuple[NDArray[np.float64], ...]
+    n_lesions: int
+    at: tuple[SweptLesions, ...]
 
 
 def sweep_case(
     probability: Float[np.ndarray, "z y x"],
-    truth: Bool[np.ndarray, "z y x"],
+    instances: Integer[np.ndarray, "z y x"],
     voxel_ml: float,
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> CaseSweep:
@@ -105,66 +127,94 @@ def sweep_case(
 
     Args:
         probability: tumor, already tempered and zero outside the liver.
-        truth: tumor.
+        instances: ids of the true lesions, 0 elsewhere.
         voxel_ml: volume of a voxel.
         thresholds: probabilities to try.
     """
-    volumes: list[NDArray[np.float64]] = []
-    hits: list[NDArray[np.float64]] = []
+    ids, true = np.unique(instances, return_inverse=True)
+    if ids[0] != 0:
+        ids, true = np.concatenate([[0], ids]), true + 1
+    true = true.reshape(instances.shape)
+    sizes_true = np.bincount(true.ravel(), minlength=len(ids))[1:]
+    swept = []
     for threshold in thresholds:
         labels, count = ndimage.label(probability >= threshold, structure=np.ones((3, 3, 3)))
-        sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-        inside = np.bincount(labels[truth], minlength=count + 1)[1:]
-        volumes.append(np.asarray(sizes * voxel_ml, dtype=np.float64))
-        hits.append(np.asarray(inside * voxel_ml, dtype=np.float64))
-    return CaseSweep(float(truth.sum()) * voxel_ml, tuple(volumes), tuple(hits))
+        inside = labels > 0
+        pairs = labels[inside].astype(np.int64) * len(ids) + true[inside]
+        table = np.bincount(pairs, minlength=(count + 1) * len(ids)).reshape(count + 1, len(ids))
+        shared, sizes = table[1:, 1:], table[1:].sum(axis=1)
+        union = sizes[:, None] + sizes_true[None] - shared
+        peak = ndimage.maximum(probability, labels, np.arange(1, count + 1)) if count else []
+        swept.append(
+            SweptLesions(
+                volume_ml=sizes * voxel_ml,
+                hit_ml=shared.sum(axis=1) * voxel_ml,
+                peak=np.asarray(peak, np.float64),
+                found=shared >= MIN_IOU * union,
+            )
+        )
+    return CaseSweep(float(sizes_true.sum()) * voxel_ml, len(sizes_true), tuple(swept))
 
 
-def case_score(case: CaseSweep, index: int, min_volume_ml: float) -> float:
-    """Dice of a case with tumor; 1 / (1 + false ml) of one without.
+def case_score(case: CaseSweep, index: int, min_volume_ml: float, min_peak: float = 0.0) -> float:
+    """Half for voxels, half for lesions, so that small lesions are not given up for large ones.
+
+    With tumor: the mean of Dice and of the lesions' F1, (found true + right predicted) / (true +
+    predicted). Without: the mean of 1 / (1 + false ml) and 1 / (1 + false lesions).
 
     Args:
         case: its sweep.
         index: of the threshold.
         min_volume_ml: smaller lesions are dropped.
+        min_peak: lesions with a lower peak are dropped.
     """
-    kept = case.volumes_ml[index] >= min_volume_ml
-    predicted = float(case.volumes_ml[index][kept].sum())
-    if case.truth_ml == 0:
-        return FALSE_ML_HALF / (FALSE_ML_HALF + predicted)
-    return 2 * float(case.hits_ml[index][kept].sum()) / (predicted + case.truth_ml)
+    lesions = case.at[index]
+    kept = (lesions.volume_ml >= min_volume_ml) & (lesions.peak >= min_peak)
+    predicted, count = float(lesions.volume_ml[kept].sum()), int(kept.sum())
+    if case.n_lesions == 0:
+        volume = FALSE_ML_HALF / (FALSE_ML_HALF + predicted)
+        return 0.5 * (volume + FALSE_LESIONS_HALF / (FALSE_LESIONS_HALF + count))
+    dice = 2 * float(lesions.hit_ml[kept].sum()) / (predicted + case.truth_ml)
+    found = lesions.found[kept]
+    right = int(found.any(axis=0).sum()) + int(found.any(axis=1).sum())
+    return 0.5 * (dice + right / (case.n_lesions + count))
 
 
 def choose_operating_point(
     cases: Sequence[CaseSweep],
     thresholds: Sequence[float] = THRESHOLDS,
     min_volumes_ml: Sequence[float] = MIN_VOLUMES_ML,
+    min_peaks: Sequence[float] = MIN_PEAKS,
     temperature: float = 1.0,
 ) -> tuple[TumorCalibration, float]:
-    """The threshold and smallest volume with the best mean score over cases.
+    """The threshold, smallest volume and lowest peak with the best mean score over cases.
 
-    Scores within 0.002 of the best count as equal; among them the smallest volume and then the
-    threshold nearest to the middle of the plateau win, so that small lesions are not given up for
-    noise.
+    Scores within 0.002 of the best count as equal; among them the smallest volume, then the
+    threshold nearest to one half, then the lowest peak win, so that small lesions are not given
+    up for noise.
 
     Returns:
         The operating point and its mean score.
     """
     if not cases:
         raise ValueError("calibration needs at least one validation case")
-    scores = np.array(
-        [
-            [np.mean([case_score(case, i, ml) for case in cases]) for ml in min_volumes_ml]
-            for i in range(len(thresholds))
-        ]
-    )
-    good = scores >= scores.max() - 0.002
-    column = int(np.flatnonzero(good.any(axis=0))[0])
-    rows = np.flatnonzero(good[:, column])
-    row = int(rows[len(rows) // 2])
+    points = [
+        (volume, abs(threshold - 0.5), peak, row)
+        for volume in min_volumes_ml
+        for row, threshold in enumerate(thresholds)
+        for peak in min_peaks
+    ]
+    scores = [
+        float(np.mean([case_score(case, row, volume, peak) for case in cases]))
+        for volume, _, peak, row in points
+    ]
+    best = max(scores)
+    good = [point for point, score in zip(points, scores, strict=True) if score >= best - 0.002]
+    volume, _, peak, row = min(good)
     chosen = TumorCalibration(
         threshold=thresholds[row],
-        min_volume_ml=min_volumes_ml[column],
+        min_volume_ml=volume,
+        min_peak=peak,
         temperature=temperature,
     )
-    return chosen, float(scores[row, column])
+    return chosen, scores[points.index(min(good))]

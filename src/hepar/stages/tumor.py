@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -12,8 +13,9 @@ from scipy import ndimage
 from hepar.geometry import Box, Grid
 from hepar.infer.bundle import Model
 from hepar.infer.calibrate import TumorCalibration, temper
-from hepar.infer.components import Component, components, fill_holes
+from hepar.infer.components import Component, components, fill_holes, largest
 from hepar.infer.measure import liver_hu, measure_lesion
+from hepar.infer.refine import refined_liver
 from hepar.infer.tiling import Tiling, predict
 from hepar.preprocess import AIR_HU, working_grid
 from hepar.resampling import resample
@@ -27,9 +29,23 @@ log = logging.getLogger(__name__)
 REACH_MM = 3.0
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What a method saw in a liver, on the reference voxels of the liver's box.
+
+    Attributes:
+        tumor: `(z, y, x)` calibrated probability of tumor, zero where no lesion may lie.
+        liver: `(z, y, x)` the organ, tumors included, as the method outlines it; None for a
+            method that does not, or whose outline is not to be believed.
+    """
+
+    tumor: NDArray[np.float32]
+    liver: NDArray[np.bool_] | None
+
+
 def find_lesions(
     case: LiverCase, method: Model | HuThresholdSettings, *, tiling: Tiling | None = None
-) -> LesionMap:
+) -> tuple[LiverCase, LesionMap]:
     """Find and measure the lesions of a liver.
 
     Args:
@@ -38,8 +54,9 @@ def find_lesions(
         tiling: memory, device, speed.
 
     Returns:
-        Lesions numbered from the largest; all arrays on the reference grid, the probability on the
-        liver box. `Lesion.box_zyx` counts voxels of the (axial) reference grid.
+        The liver, its border redrawn where the system names the liver too, and its lesions numbered
+        from the largest; all arrays on the reference grid, the probability on the liver box.
+        `Lesion.box_zyx` counts voxels of the (axial) reference grid.
 
     Raises:
         InputRefused: `E_PHASES_REQUIRED`: the system cannot do without an absent phase.
@@ -48,30 +65,38 @@ def find_lesions(
         calibration = TumorCalibration(min_volume_ml=method.min_volume_ml)
     else:
         calibration = TumorCalibration.model_validate(dict(method.calibration))
-    probability = tumor_probability(case, method, tiling=tiling)
-    return lesions_from_probability(case, probability, calibration)
+    evidence = look(case, method, tiling=tiling)
+    refined = with_outline(case, evidence)
+    return refined, lesions_from_probability(refined, evidence.tumor, calibration)
 
 
-def tumor_probability(
+def look(
     case: LiverCase, method: Model | HuThresholdSettings, *, tiling: Tiling | None = None
-) -> NDArray[np.float32]:
-    """Calibrated probability of tumor, as `find_lesions` takes it before the threshold.
-
-    Returns:
-        `(z, y, x)` on the reference voxels of the liver box; zero where no lesion may lie.
-    """
+) -> Evidence:
+    """What a method sees, before any threshold on tumor; see `find_lesions`."""
     box_grid = case.aligned.grid.crop(case.box)
-    reach_mm = 0.0
+    coarse = case.liver[case.box.slices]
     if isinstance(method, HuThresholdSettings):
-        probability = _threshold_probability(case, box_grid, method)
+        tumor, outline = _threshold_probability(case, box_grid, method), None
     else:
-        calibration = TumorCalibration.model_validate(dict(method.calibration))
-        probability = _network_probability(case, box_grid, method, calibration, tiling)
-        if not cast(System, method.system).input_spec.needs_liver:
-            reach_mm = REACH_MM
-    region = _search_region(case.liver[case.box.slices], box_grid, reach_mm)
-    probability[~region] = 0.0
-    return probability
+        tumor, outline = _network_probability(case, box_grid, method, tiling)
+    reach_mm = 0.0
+    if not isinstance(method, HuThresholdSettings) and outline is None:
+        needs_liver = cast(System, method.system).input_spec.needs_liver
+        reach_mm = 0.0 if needs_liver else REACH_MM
+    region = outline if outline is not None else _search_region(coarse, box_grid, reach_mm)
+    tumor[~region] = 0.0
+    return Evidence(tumor, outline)
+
+
+def with_outline(case: LiverCase, evidence: Evidence) -> LiverCase:
+    """The case with the liver as the method outlines it, unchanged where it does not."""
+    if evidence.liver is None:
+        return case
+    liver = np.zeros_like(case.liver)
+    liver[case.box.slices] = evidence.liver
+    liver_ml = float(evidence.liver.sum()) * case.aligned.grid.voxel_ml
+    return replace(case, liver=liver, liver_ml=liver_ml)
 
 
 def lesions_from_probability(
@@ -87,6 +112,13 @@ def lesions_from_probability(
     grid = case.aligned.grid
     mask = fill_holes(probability >= calibration.threshold)
     labels, found = components(mask, max(1.0, calibration.min_volume_ml / grid.voxel_ml - 1e-9))
+    if calibration.min_peak > 0:
+        found = tuple(
+            part
+            for part in found
+            if probability[part.box.slices][labels[part.box.slices] == part.label].max()
+            >= calibration.min_peak
+        )
     inside = _numbered(labels, found)
     tumor = inside > 0
     liver = case.liver[case.box.slices] | tumor
@@ -153,14 +185,11 @@ def _liver_on(case: LiverCase, box_grid: Grid, target: Grid) -> NDArray[np.bool_
 
 
 def _network_probability(
-    case: LiverCase,
-    box_grid: Grid,
-    model: Model,
-    calibration: TumorCalibration,
-    tiling: Tiling | None,
-) -> NDArray[np.float32]:
-    """Calibrated tumor probability on the reference voxels of the liver box."""
+    case: LiverCase, box_grid: Grid, model: Model, tiling: Tiling | None
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """Calibrated tumor probability and outline of the liver on the voxels of the liver box."""
     spec = cast(System, model.system).input_spec
+    calibration = TumorCalibration.model_validate(dict(model.calibration))
     target = working_grid(box_grid, spec.spacing_mm)
     hu: dict[str, NDArray[np.int16]] = {
         phase.value: _on(volume, case.box, box_grid, target)
@@ -168,19 +197,31 @@ def _network_probability(
         if phase.value in spec.phases
     }
     liver = _liver_on(case, box_grid, target)
+    outlines = "liver" in spec.class_names and not spec.needs_liver
     found = predict(
         model.system,
         hu,
         target.spacing_mm,
         liver=liver,
-        classes=("tumor",),
+        classes=("tumor", "liver") if outlines else ("tumor",),
         tiling=tiling,
-    )[0]
-    found = temper(found, calibration.temperature)
+    )
+    outline = _outline(liver, found[0] + found[1], target, box_grid) if outlines else None
+    tumor = temper(found[0], calibration.temperature)
     if target.is_close(box_grid):
-        return found
-    seen = liver if spec.needs_liver else None
-    return _back(found, target, box_grid, seen)
+        return tumor, outline
+    return _back(tumor, target, box_grid, liver if spec.needs_liver else None), outline
+
+
+def _outline(
+    coarse: NDArray[np.bool_], organ: NDArray[np.float32], source: Grid, box_grid: Grid
+) -> NDArray[np.bool_] | None:
+    """The liver on the voxels of its box, in one piece and without holes."""
+    refined = refined_liver(coarse, organ, source.spacing_mm)
+    if refined is None:
+        log.warning("the tumor network's liver is not the liver network's; the latter is kept")
+        return None
+    return fill_holes(largest(_back(refined, source, box_grid, None) >= 0.5))
 
 
 def _back(

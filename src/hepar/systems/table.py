@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from hepar.errors import UsageError
 from hepar.systems.baselines.context_unet3d.settings import ContextUnet3dSettings
+from hepar.systems.baselines.multiphase_unet3d.settings import MultiphaseUnet3dSettings
 from hepar.systems.sam_urim.settings import SamUrimSettings
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ SYSTEMS: dict[str, Entry] = {
     "sam_urim": Entry(SamUrimSettings, "hepar.systems.sam_urim.system", "SamUrim"),
     "context_unet3d": Entry(
         ContextUnet3dSettings, "hepar.systems.baselines.context_unet3d.system", "ContextUnet3d"
+    ),
+    "multiphase_unet3d": Entry(
+        MultiphaseUnet3dSettings,
+        "hepar.systems.baselines.multiphase_unet3d.system",
+        "MultiphaseUnet3d",
     ),
 }
 
