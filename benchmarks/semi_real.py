@@ -7,7 +7,7 @@ backgrounds are the real series of `phantom_real.py`; each that is absent is ski
 are drawn inside the liver of the background (the shipped network's, or the 3 mm example's own
 mask), at the contrast that their kind has against the liver in the phase of the series. Low
 frequencies of the parenchyma give way to the lesion's, noise stays. Two draws in ten have no
-lesion. Selection and comparison use these cases and phantoms only.
+lesion; what is found in the untouched scans, whose patients' livers nobody judged, is shown apart. Selection and comparison use these cases and phantoms only.
 """
 
 from __future__ import annotations
@@ -95,16 +95,18 @@ def with_lesions(
 
 
 def cases_of(scan: Scan, phase: str, draws: int) -> list[tuple[LiverCase, np.ndarray, np.ndarray]]:
-    """(case, label, instances) of each draw on the voxels of the liver's box."""
+    """(case, label, instances) on the voxels of the liver's box: the untouched scan, the draws."""
     whole = Grid.axial(scan.hu.shape, scan.spacing_mm)
     around = liver_box(scan.regions["liver"], whole, 12.0)
     assert around is not None
     hu, liver = scan.hu[around.slices], scan.regions["liver"][around.slices]
     grid = whole.crop(around)
     made = []
-    for number in range(draws):
-        seed = FIRST_SEED + number
-        changed, instances = with_lesions(hu, liver, scan.spacing_mm, phase, seed)
+    for number in range(-1, draws):
+        changed, instances = hu, np.zeros(hu.shape, np.uint8)
+        if number >= 0:
+            seed = FIRST_SEED + number
+            changed, instances = with_lesions(hu, liver, scan.spacing_mm, phase, seed)
         aligned = aligned_phases({Phase(phase): Volume(changed, grid)})
         ml = float(liver.sum()) * grid.voxel_ml
         case = LiverCase(aligned, liver, Box.full(grid.shape), ml, ())
@@ -139,7 +141,8 @@ def main() -> None:
                         predicted_instances=found.instances,
                         reference_instances=instances,
                     )
-                    for group in (name, "all"):
+                    groups = (name, "all") if number else (f"untouched {name}",)
+                    for group in groups:
                         rows.setdefault(group, {}).setdefault(method, []).append(scored)
     document = {
         "models": {name: bundle.sha256 for name, bundle in models.items()},
@@ -150,7 +153,7 @@ def main() -> None:
         for method, row in found.items():
             print(
                 f"{group:<20} {method:<22} tumor {row['tumor_dice']['mean'] or 0:.3f} recall"
-                f" {row['recall']:.2f} of {row['lesions']} false/case {row['false_per_case']:.2f}"
+                f" {row['recall'] or 0:.2f} of {row['lesions']} false/case {row['false_per_case']:.2f}"
                 f" false ml {row['false_ml']:.1f}"
             )
     if options.out:

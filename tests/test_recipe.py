@@ -30,6 +30,11 @@ TOY = {
         "system.pyramid_width=2",
     ),
     "context_unet3d": ("system.widths=[4, 8]", "system.patch=[16, 16, 16]"),
+    "multiphase_unet3d": (
+        "system.widths=[4, 8]",
+        "system.patch=[8, 16, 16]",
+        "system.spacing_mm=[8.0, 5.0, 5.0]",
+    ),
     "phantom": (
         "data.train_patients=1",
         "data.validation_patients=1",

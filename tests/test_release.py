@@ -56,8 +56,13 @@ def test_closed_form_a_shipped_recipe_names_anatomies_without_their_folders():
     assert release._without_paths(loaded).data.anatomies == (Path("one"),)
     tumor = load_recipe(
         RECIPES / "sam_urim" / "lite.yaml",
-        ["schedule.initial_weights=/home/me/secret/best.safetensors", "data.bank=/home/me/a.bank"],
+        [
+            "schedule.initial_weights=/home/me/secret/best.safetensors",
+            "data.bank=/home/me/a.bank",
+            "data.anatomies=[/home/me/secret/one]",
+        ],
     )
     shipped = release._without_paths(tumor)
     assert shipped.schedule.initial_weights == Path("best.safetensors")
-    assert shipped.data == tumor.data.model_copy(update={"bank": Path("a.bank")})
+    named = {"bank": Path("a.bank"), "anatomies": (Path("one"),)}
+    assert shipped.data == tumor.data.model_copy(update=named)

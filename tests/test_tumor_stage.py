@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from aligned_cases import aligned_study, ellipsoid, oblique_grid
 from fake_systems import Echo, spec_2d, spec_3d
@@ -156,6 +160,44 @@ def test_a_system_that_sees_the_surroundings_reaches_a_little_beyond() -> None:
     assert beyond.any()
     assert (found.label == 2).sum() < 1.3 * case.liver.sum()
     assert len(truth) == 2
+
+
+class Outliner(Echo):
+    """Names liver where it is bright and tumor where it is brighter."""
+
+    def decode(self, outputs):
+        tumor = (outputs > 0.3).float()
+        liver = (outputs > 0.01).float() - tumor
+        return torch.stack([1 - liver - tumor, liver, tumor], dim=1)
+
+
+def test_a_system_that_names_the_liver_redraws_its_border() -> None:
+    case, _ = _case(Grid.axial(SHAPE, SPACING), ("PV",))
+    whole = case.liver.copy()
+    names = ("background", "liver", "tumor")
+    model = Model("tumor", Outliner(spec_3d(class_names=names, needs_liver=False)), {})
+    case.aligned.volumes["PV"].array[~whole] = -80
+    # The coarse mask lost a rim of a voxel and took in a part of the surroundings.
+    coarse = ndimage.binary_erosion(whole)
+    coarse |= np.roll(whole, 4, axis=2) & ~whole & (np.arange(SHAPE[0]) < 15)[:, None, None]
+    wrong = replace(case, liver=coarse, liver_ml=1.0)
+    redrawn, found = find_lesions(wrong, model)
+    assert 0.86 < _dice(coarse, whole) < 0.95
+    assert _dice(redrawn.liver, whole) > 0.99
+    assert redrawn.liver_ml == pytest.approx(whole.sum() * case.aligned.grid.voxel_ml, rel=0.01)
+    np.testing.assert_array_equal(found.label > 0, redrawn.liver)
+    assert len(found.lesions) == 2
+
+
+def test_an_outline_that_is_no_liver_is_not_believed(caplog: pytest.LogCaptureFixture) -> None:
+    case, _ = _case(Grid.axial(SHAPE, SPACING), ("PV",))
+    case.aligned.volumes["PV"].array[:] = -80  # nothing is bright
+    names = ("background", "liver", "tumor")
+    model = Model("tumor", Outliner(spec_3d(class_names=names, needs_liver=False)), {})
+    kept, found = find_lesions(case, model)
+    np.testing.assert_array_equal(kept.liver, case.liver)
+    assert "is kept" in caplog.text
+    assert not found.lesions
 
 
 def test_calibration_decides() -> None:

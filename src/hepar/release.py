@@ -255,7 +255,7 @@ def _without_paths(recipe: Recipe) -> Recipe:
     if isinstance(recipe.data, PhantomTumorData) and recipe.data.bank is not None:
         bank = recipe.data.model_copy(update={"bank": Path(recipe.data.bank.name)})
         recipe = recipe.model_copy(update={"data": bank})
-    if isinstance(recipe.data, OrganData):
+    if isinstance(recipe.data, OrganData | PhantomTumorData):
         names = tuple(Path(path.name) for path in recipe.data.anatomies)
         data = recipe.data.model_copy(update={"anatomies": names})
         recipe = recipe.model_copy(update={"data": data})
