@@ -7,7 +7,8 @@ backgrounds are the real series of `phantom_real.py`; each that is absent is ski
 are drawn inside the liver of the background (the shipped network's, or the 3 mm example's own
 mask), at the contrast that their kind has against the liver in the phase of the series. Low
 frequencies of the parenchyma give way to the lesion's, noise stays. Two draws in ten have no
-lesion; what is found in the untouched scans, whose patients' livers nobody judged, is shown apart. Selection and comparison use these cases and phantoms only.
+lesion; what is found in the untouched scans, whose livers nobody judged, is shown apart. Selection
+and comparison use these cases and phantoms only.
 """
 
 from __future__ import annotations
@@ -152,9 +153,9 @@ def main() -> None:
     for group, found in document["rows"].items():
         for method, row in found.items():
             print(
-                f"{group:<20} {method:<22} tumor {row['tumor_dice']['mean'] or 0:.3f} recall"
-                f" {row['recall'] or 0:.2f} of {row['lesions']} false/case {row['false_per_case']:.2f}"
-                f" false ml {row['false_ml']:.1f}"
+                f"{group:<30} {method:<22} tumor {row['tumor_dice']['mean'] or 0:.3f}"
+                f" recall {row['recall'] or 0:.2f} of {row['lesions']}"
+                f" false/case {row['false_per_case']:.2f} false ml {row['false_ml']:.1f}"
             )
     if options.out:
         options.out.write_text(json.dumps(document, indent=1) + "\n")
