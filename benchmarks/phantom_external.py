@@ -1,7 +1,7 @@
 """The shipped models on fresh patients of another hospital, beside the HU threshold.
 
     .venv/bin/python benchmarks/phantom_external.py -o benchmarks/phantom_external.json \\
-        --beside PATH_OF_AN_OLDER_MODEL
+        --work WORK --beside before=PATH --few "another seed=PATH"
 
 Patients of the `external` cohort (another scanner, other habits and diseases, the rare kinds of
 lesion that training never shows), each through the stages with every subset of its phases: the
@@ -264,15 +264,23 @@ def main() -> None:
     parser.add_argument("--tumor-free", type=int, default=30)
     parser.add_argument("--no-liver", type=int, default=10)
     parser.add_argument("--model", type=Path, help="model folder; the shipped one by default")
-    parser.add_argument("--beside", type=Path, help="another model folder")
+    parser.add_argument(
+        "--beside", action="append", default=[], help="NAME=folder of another model"
+    )
+    parser.add_argument(
+        "--few", action="append", default=[], help="the same, with all phases and PV alone only"
+    )
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("-o", "--out", type=Path, required=True)
     options = parser.parse_args()
     paths = {"hepar": options.model or default_bundle_path()}
-    if options.beside:
-        paths["beside"] = options.beside
-    subsets = {name: list(SUBSETS) for name in (*paths, THRESHOLD)}
+    few = [text.split("=")[0] for text in options.few]
+    for text in (*options.beside, *options.few):
+        name, _, path = text.partition("=")
+        paths[name] = Path(path)
+    some = [SUBSETS[0], (Phase.PV,)]
+    subsets = {name: some if name in few else list(SUBSETS) for name in (*paths, THRESHOLD)}
     make = partial(rows_of, paths=paths, subsets=subsets)
     document: dict[str, Any] = {
         "phantom": NAME,
@@ -292,13 +300,16 @@ def main() -> None:
         for key, row in rows.items()
         if key[0] == "hepar"
     }
-    if options.beside:
-        document["beside_other"] = {
-            key[1]: differences(row, rows["beside", key[1]])
+    document["beside_other"] = {
+        other: {
+            key[1]: differences(row, rows[other, key[1]])
             for key, row in rows.items()
-            if key[0] == "hepar" and ("beside", key[1]) in rows
+            if key[0] == "hepar" and (other, key[1]) in rows
         }
-    only = {name: [SUBSETS[0], (Phase.PV,)] for name in subsets}
+        for other in paths
+        if other != "hepar"
+    }
+    only = dict.fromkeys(subsets, some)
     free = partial(rows_of, paths=paths, subsets=only)
     kept = dict(run(tumor_free_patients(options.tumor_free), kind="free", make=free))
     document["tumor_free"] = {"|".join(k): slim(row) for k, row in by_method(kept).items()}
