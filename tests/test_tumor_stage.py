@@ -17,10 +17,14 @@ from hepar.errors import InputRefused
 from hepar.geometry import Box, Grid
 from hepar.infer.bundle import Model
 from hepar.infer.calibrate import (
+    CaseSweep,
+    SweptLesions,
     TumorCalibration,
     case_score,
     choose_operating_point,
+    fit_confidence,
     fit_temperature,
+    lesion_chance,
     sweep_case,
     temper,
 )
@@ -367,6 +371,38 @@ def test_closed_form_case_score_is_half_voxels_half_lesions() -> None:
     assert case_score(swept, 0, 0.0, 0.75) == pytest.approx(without)  # too unsure
     free = sweep_case(probability, np.zeros_like(truth), 0.1, (0.5,))
     assert case_score(free, 0, 0.0) == pytest.approx(0.5 * (1 / 3.5 + 1 / 3))
+
+
+def test_closed_form_confidence_is_the_share_of_real_lesions() -> None:
+    rng = np.random.default_rng(0)
+    peak, volume = rng.uniform(0.5, 0.999, 4000), rng.lognormal(0.0, 1.0, 4000)
+    logit = -1.0 + 0.8 * np.log(peak / (1 - peak)) + 0.5 * np.log(volume)
+    real = rng.random(4000) < 1 / (1 + np.exp(-logit))
+    swept = SweptLesions(volume, volume * real, peak, real[:, None])
+    point = TumorCalibration(threshold=0.5, min_volume_ml=0.0)
+    fitted = fit_confidence([CaseSweep(1.0, 1, (swept,))], point, (0.5,))
+    assert fitted == pytest.approx((-1.0, 0.8, 0.5), abs=0.12)
+    chance = lesion_chance(fitted, peak, volume)
+    for low, high in ((0.0, 0.4), (0.4, 0.7), (0.7, 1.0)):
+        group = (chance >= low) & (chance < high)
+        assert chance[group].mean() == pytest.approx(real[group].mean(), abs=0.05)
+    alike = SweptLesions(volume, volume, peak, np.ones((4000, 1), bool))
+    assert fit_confidence([CaseSweep(1.0, 1, (alike,))], point, (0.5,)) is None
+
+
+def test_a_calibrated_confidence_is_what_is_reported() -> None:
+    case = _case(Grid.axial(SHAPE, SPACING))[0]
+    probability = np.zeros(case.box.shape, np.float32)
+    probability[2:6, 4:10, 4:10] = 0.75
+    plain = TumorCalibration(threshold=0.5)
+    weights = (0.2, 1.0, -0.3)
+    found = lesions_from_probability(
+        case, probability, plain.model_copy(update={"confidence": weights})
+    )
+    volume = found.lesions[0].volume_ml
+    expected = 1 / (1 + np.exp(-(0.2 + np.log(3.0) - 0.3 * np.log(volume))))
+    assert found.lesions[0].confidence == pytest.approx(expected, rel=1e-5)
+    assert lesions_from_probability(case, probability, plain).lesions[0].confidence > 0.7
 
 
 def test_lesions_whose_peak_is_low_are_dropped_whole() -> None:

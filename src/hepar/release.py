@@ -27,7 +27,7 @@ from hepar.data.phantoms import MISALIGNMENT_MM, grid_of
 from hepar.errors import InputRefused
 from hepar.geometry import Box
 from hepar.infer.bundle import Bundle, Model, export_part, load_bundle, write_bundle
-from hepar.infer.calibrate import choose_operating_point, sweep_case
+from hepar.infer.calibrate import choose_operating_point, fit_confidence, sweep_case
 from hepar.infer.measure import liver_hu, measure_lesion
 from hepar.infer.tiling import Tiling
 from hepar.phantom.anatomy import anatomy
@@ -132,6 +132,7 @@ def calibrate_tumor(
         truth = case.instances[found.box.slices]
         sweeps.append(sweep_case(probability, truth, case.aligned.grid.voxel_ml))
     chosen, score = choose_operating_point(sweeps)
+    chosen = chosen.model_copy(update={"confidence": fit_confidence(sweeps, chosen)})
     logger.info("operating point %s, score %.3f", chosen, score)
     return chosen.model_dump()
 

@@ -5,7 +5,7 @@ What a network sees of a cut is made by `preprocess`, the same lines the stages 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -91,19 +91,33 @@ def draw_patch(
 
 
 def whole_case(case: PreparedCase, spec: InputSpec) -> ValidationCase:
-    """Cut a case into pieces that cover it: every slice, or blocks of the patch's size in 3D."""
+    """Cut a case into pieces that cover it: every slice, or blocks of the patch's size in 3D.
+
+    The last block along an axis is moved inside the case, because an instance norm sees padding
+    as part of the image; what other blocks have scored is ignored in it.
+    """
     stride = spec.stride
     shape = case.label.shape
     if spec.dims == 2:
         y, x = (-(-n // stride) * stride for n in shape[1:])
-        size = (1, y, x)
-        starts = [(z, 0, 0) for z in range(shape[0])]
+        slices = [(z, 0, 0) for z in range(shape[0])]
+        pieces = [cut(case, spec, at, (1, y, x), case.present, outside=-1) for at in slices]
     else:
         size = _size(spec)
-        steps = [range(0, n, s) for n, s in zip(shape, size, strict=True)]
-        starts = [(z, y, x) for z in steps[0] for y in steps[1] for x in steps[2]]
-    pieces = tuple(cut(case, spec, start, size, case.present, outside=-1) for start in starts)
-    return ValidationCase(case.case_id, pieces, float(np.prod(case.spacing_mm)) / 1000.0)
+        axes = [range(0, n, s) for n, s in zip(shape, size, strict=True)]
+        pieces = [_block(case, spec, (z, y, x)) for z in axes[0] for y in axes[1] for x in axes[2]]
+    return ValidationCase(case.case_id, tuple(pieces), float(np.prod(case.spacing_mm)) / 1000.0)
+
+
+def _block(case: PreparedCase, spec: InputSpec, wanted: tuple[int, int, int]) -> Sample:
+    """A block that scores what lies from `wanted` on, starting earlier where the case ends."""
+    size, shape = _size(spec), case.label.shape
+    z, y, x = (max(0, min(at, n - s)) for at, n, s in zip(wanted, shape, size, strict=True))
+    piece = cut(case, spec, (z, y, x), size, case.present, outside=-1)
+    scored = tuple(slice(at - start, None) for at, start in zip(wanted, (z, y, x), strict=True))
+    label = np.full_like(piece.label, -1)
+    label[scored] = piece.label[scored]
+    return replace(piece, label=label)
 
 
 def cut(

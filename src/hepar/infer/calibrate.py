@@ -36,12 +36,15 @@ class TumorCalibration(_Calibration):
         min_peak: lesions whose highest probability is lower are dropped, so that what is reported
             and how generously it is outlined are chosen apart.
         temperature: logits are divided by it before the threshold.
+        confidence: (a, b, c) of the chance that a reported lesion is real,
+            `1 / (1 + exp(-(a + b logit(peak) + c ln(volume in ml))))`; None: not calibrated.
     """
 
     threshold: float = Field(default=0.5, gt=0.0, lt=1.0)
     min_volume_ml: float = Field(default=0.1, ge=0.0)
     min_peak: float = Field(default=0.0, ge=0.0, le=1.0)
     temperature: float = Field(default=1.0, gt=0.0)
+    confidence: tuple[float, float, float] | None = None
 
 
 class LiverCalibration(_Calibration):
@@ -218,3 +221,57 @@ def choose_operating_point(
         temperature=temperature,
     )
     return chosen, scores[points.index(min(good))]
+
+
+def lesion_chance(
+    confidence: tuple[float, float, float],
+    peak: Float[np.ndarray, " n"],
+    volume_ml: Float[np.ndarray, " n"],
+) -> NDArray[np.float64]:
+    """The chance that lesions are real; see `TumorCalibration.confidence`."""
+    return 1.0 / (1.0 + np.exp(-_evidence(peak, volume_ml) @ np.asarray(confidence)))
+
+
+def fit_confidence(
+    cases: Sequence[CaseSweep],
+    point: TumorCalibration,
+    thresholds: Sequence[float] = THRESHOLDS,
+) -> tuple[float, float, float] | None:
+    """Logistic regression of whether a reported lesion is real on its peak and volume.
+
+    The slopes have a normal prior of standard deviation 1: a few lesions give mild ones.
+
+    Args:
+        cases: sweeps of calibration patients.
+        point: their operating point.
+        thresholds: those of the sweeps.
+
+    Returns:
+        None where only real or only false lesions are reported.
+    """
+    row = list(thresholds).index(point.threshold)
+    evidence, real = [], []
+    for case in cases:
+        found = case.at[row]
+        kept = (found.volume_ml >= point.min_volume_ml) & (found.peak >= point.min_peak)
+        evidence.append(_evidence(found.peak[kept], found.volume_ml[kept]))
+        real.append(found.found[kept].any(axis=1))
+    x, y = np.concatenate(evidence), np.concatenate(real)
+    if y.all() or not y.any():
+        return None
+    sign = np.where(y, 1.0, -1.0)
+
+    def loss(weights: NDArray[np.float64]) -> float:
+        misfit = np.logaddexp(0.0, -sign * (x @ weights)).sum()
+        return float(misfit + 0.5 * (weights[1:] ** 2).sum())
+
+    a, b, c = optimize.minimize(loss, np.zeros(3)).x
+    return float(a), float(b), float(c)
+
+
+def _evidence(
+    peak: Float[np.ndarray, " n"], volume_ml: Float[np.ndarray, " n"]
+) -> NDArray[np.float64]:
+    safe = np.clip(np.asarray(peak, np.float64), 1e-4, 1 - 1e-4)
+    volume = np.maximum(np.asarray(volume_ml, np.float64), 1e-3)
+    return np.stack([np.ones_like(safe), np.log(safe / (1 - safe)), np.log(volume)], axis=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from hepar.geometry import Box, Grid
 from hepar.infer.bundle import Model
-from hepar.infer.calibrate import TumorCalibration, temper
+from hepar.infer.calibrate import TumorCalibration, lesion_chance, temper
 from hepar.infer.components import Component, components, fill_holes, largest
 from hepar.infer.measure import liver_hu, measure_lesion
 from hepar.infer.refine import refined_liver
@@ -140,7 +140,12 @@ def lesions_from_probability(
             probability[local.slices],
         )
         placed = _shift(local, case.box)
-        lesions.append(measured.model_copy(update={"box_zyx": (placed.start, placed.stop)}))
+        update: dict[str, Any] = {"box_zyx": (placed.start, placed.stop)}
+        if calibration.confidence is not None:
+            peak = np.array([probability[local.slices][inside[local.slices] == number].max()])
+            volume = np.array([measured.volume_ml])
+            update["confidence"] = float(lesion_chance(calibration.confidence, peak, volume)[0])
+        lesions.append(measured.model_copy(update=update))
     label = case.liver.astype(np.uint8) * np.uint8(LIVER)
     label[case.box.slices][liver] = LIVER
     label[case.box.slices][tumor] = TUMOR
