@@ -117,6 +117,19 @@ def test_windows_without_liver_are_never_sent() -> None:
     np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
 
 
+def test_no_window_is_larger_than_the_system_wants() -> None:
+    shape = (20, 50, 40)
+    system = Echo(spec_3d(window=(24, 32, 32)))
+    whole = predict(Echo(spec_3d()), {"PV": _hu(shape)}, SPACING)
+    found = predict(system, {"PV": _hu(shape)}, SPACING)
+    sizes = {seen[-3:] for seen, _ in system.seen[1:]}
+    assert sizes == {(24, 32, 32)}  # 20 slices, padded to the stride
+    np.testing.assert_allclose(found, whole, atol=1e-5)
+    alone = Echo(spec_3d())
+    predict(alone, {"PV": _hu(shape)}, SPACING)
+    assert len(alone.seen) == 2  # the cost of a corner, and the whole volume
+
+
 def test_empty_liver_asks_the_network_nothing() -> None:
     system = Echo(spec_2d())
     found = predict(system, {"PV": _hu((4, 8, 8))}, SPACING, liver=np.zeros((4, 8, 8), dtype=bool))

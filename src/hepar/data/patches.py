@@ -137,7 +137,7 @@ def cut(
         start: first voxel; may be negative or beyond the case.
         size: (z, y, x); 1 along z for 2D systems.
         present: phases shown; others are zero.
-        outside: label of voxels beyond the case.
+        outside: label of voxels beyond the case; in 3D they are always ignored (-1).
     """
     z = start[0]
     two = spec.dims == 2
@@ -160,8 +160,10 @@ def cut(
         else:
             hu = case.hu[phase][inside]
             seen = np.stack([window(hu, limits) for limits in spec.windows_hu])
-        # Beyond the case there is air, which every window shows as 0.
-        image[phase] = np.pad(seen, [(0, 0), *pads[3 - len(spatial) :]])
+        # Beyond a slice there is air, which every window shows as 0. A volume goes on as it ends:
+        # an instance norm would see slabs of air, which no study shows it.
+        mode: Any = "constant" if two else "edge"
+        image[phase] = np.pad(seen, [(0, 0), *pads[3 - len(spatial) :]], mode=mode)
     plane: tuple[Any, ...] = (z, *inside[1:]) if two else inside
     margin = pads[3 - len(spatial) :]
     label = class_index(case.label[plane], spec)
@@ -176,7 +178,7 @@ def cut(
     return Sample(
         image=image,
         present=present,
-        label=np.pad(label, margin, constant_values=outside),
+        label=np.pad(label, margin, constant_values=outside if two else -1),
         liver=np.pad(case.liver[plane], margin),
         visible=visible,
     )

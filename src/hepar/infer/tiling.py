@@ -335,7 +335,7 @@ def _predict_volume(
 def _window_size(
     scene: _Scene, network: _Network, box: Box, present: Tensor
 ) -> tuple[int, int, int]:
-    """The whole box if it fits the budget, else the largest multiple of the patch that does."""
+    """The largest window the system wants if it fits the budget, else the largest that does."""
     stride, patch = network.stride, scene.spec.patch
     side = tuple(2 * stride for _ in range(3))
     corner = torch.zeros((1, len(scene.hu), len(scene.spec.windows_hu), *side))
@@ -345,13 +345,15 @@ def _window_size(
     def fits(shape: Sequence[int]) -> bool:
         return padded_size(shape, stride) * voxel_bytes <= budget
 
-    if fits(box.shape):
-        return box.shape
-    chosen = tuple(min(p, b) for p, b in zip(patch, box.shape, strict=True))
+    limit = scene.spec.window or box.shape
+    most = tuple(min(w, b) for w, b in zip(limit, box.shape, strict=True))
+    if fits(most):
+        return most[0], most[1], most[2]
+    chosen = tuple(min(p, b) for p, b in zip(patch, most, strict=True))
     for factor in (1.25, 1.5, 2.0, 2.5, 3.0, 4.0):
         grown = tuple(
             min(int(p * factor) // stride * stride or stride, b)
-            for p, b in zip(patch, box.shape, strict=True)
+            for p, b in zip(patch, most, strict=True)
         )
         if fits(grown):
             chosen = grown

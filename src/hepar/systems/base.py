@@ -29,6 +29,9 @@ class InputSpec:
         stride: spatial sizes given to `forward` must be multiples of this.
         needs_liver: voxels outside the liver mask are set to the lower bound of the window.
         needs_all_phases: the network cannot lack a phase (`E_PHASES_REQUIRED`).
+        window: 3D only: the largest window at use, (z, y, x); None takes the largest that memory
+            holds. A network whose norms look at the whole window wants about what it was trained
+            on.
     """
 
     dims: Literal[2, 3]
@@ -41,6 +44,7 @@ class InputSpec:
     stride: int
     needs_liver: bool
     needs_all_phases: bool = False
+    window: tuple[int, int, int] | None = None
 
     @property
     def channels(self) -> int:

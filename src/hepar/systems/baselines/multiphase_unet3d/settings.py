@@ -18,6 +18,7 @@ class MultiphaseUnet3dSettings(BaseModel):
         widths: channels of each level, finest first.
         spacing_mm: working spacing (z, y, x).
         patch: training patch in voxels of `spacing_mm`.
+        window: largest window at use, in voxels of `spacing_mm`.
         windows_hu: intensity channels of each phase: soft tissue, and the liver's own range.
         small_lesion_ml: tumor voxels of lesions below this volume weigh more in the cross entropy,
             by the square root of the ratio; 0 weighs all alike.
@@ -31,6 +32,7 @@ class MultiphaseUnet3dSettings(BaseModel):
     widths: tuple[int, ...] = Field(default=(16, 32, 64, 128), min_length=2)
     spacing_mm: tuple[float, float, float] = (2.0, 1.5, 1.5)
     patch: tuple[int, int, int] = (40, 64, 64)
+    window: tuple[int, int, int] = (56, 96, 96)
     windows_hu: tuple[tuple[float, float], ...] = ((-160.0, 280.0), (0.0, 160.0))
     small_lesion_ml: float = Field(default=2.0, ge=0)
     most_weight: float = Field(default=4.0, ge=1)

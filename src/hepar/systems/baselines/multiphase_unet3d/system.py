@@ -92,6 +92,7 @@ class MultiphaseUnet3d(nn.Module):
             patch=settings.patch,
             stride=2 ** (len(settings.widths) - 1),
             needs_liver=False,
+            window=settings.window,
         )
         self.voxel_ml = float(np.prod(settings.spacing_mm)) / 1000.0
         phases, width = len(settings.phases), settings.widths[0]
