@@ -34,6 +34,8 @@ STILL = Parameters(
     log_gamma=0.0,
     noise=0.0,
     smooth_voxels=0.0,
+    shading_hu=0.0,
+    streaks_hu=0.0,
     noise_seed=0,
 )
 
@@ -174,6 +176,25 @@ def test_property_recolor_keeps_the_range_and_the_order_of_phases():
     assert got.max() <= 1
     assert not torch.allclose(got, image)
     assert (got.flatten().diff() >= -1e-6).all()
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (8, 48, 64)])
+def test_closed_form_spoiling_is_the_same_hu_in_every_window(shape):
+    image = torch.full((1, 3, 2, *shape), 0.5)
+    image[:, :, :, ..., 0] = 0.0  # clipped
+    widths = (400.0, 100.0)
+    shaded = recolor(image, [replace(STILL, shading_hu=6.0)], widths) - image
+    streaked = recolor(image, [replace(STILL, streaks_hu=6.0, noise_seed=3)], widths) - image
+    for got in (shaded, streaked):
+        assert not got[..., 0].any()
+        torch.testing.assert_close(got[:, :, 0] * 400, got[:, :, 1] * 100, atol=1e-3, rtol=1e-4)
+        assert 4.0 < float(got[:, :, 1, ..., 1:].std() * 100) < 8.0
+    torch.testing.assert_close(shaded[:, 0], shaded[:, 2])
+    assert not torch.allclose(streaked[:, 0], streaked[:, 2])
+    along = streaked[0, 0, 1, ..., 1:].diff(dim=-1).std()
+    across = streaked[0, 0, 1, ..., 1:].diff(dim=-2).std()
+    assert along < 0.3 * across
+    assert float(shaded[0, 0, 1, ..., 1:].diff(dim=-1).abs().max()) * 100 < 3.0
 
 
 @pytest.mark.parametrize("shape", [(24, 28), (5, 24, 28)])

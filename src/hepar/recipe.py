@@ -221,6 +221,10 @@ class Augment(Strict):
         intensity_scale, intensity_shift, gamma, noise: largest relative contrast change, shift,
             |log gamma| and noise standard deviation, in units of the window.
         smooth: largest standard deviation of an in-plane Gaussian, in voxels.
+        shading_hu: largest standard deviation of a slow field, the same in all phases: beam
+            hardening, fatty regions.
+        streaks_hu: largest standard deviation of noise drawn out along the rows, of each phase its
+            own: photon starvation.
         misalignment_mm: standard deviation of an extra in-plane shift of each phase but the
             reference.
     """
@@ -236,6 +240,8 @@ class Augment(Strict):
     gamma: NonNegative = 0.2
     noise: NonNegative = 0.03
     smooth: NonNegative = 0.0
+    shading_hu: NonNegative = 0.0
+    streaks_hu: NonNegative = 0.0
     misalignment_mm: NonNegative = 0.0
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ from hepar.study import REFERENCE_ORDER
 from hepar.systems.base import Batch, InputSpec
 
 _STREAM = 0x41554  # keeps these draws apart from other uses of (seed, epoch, index)
+_STREAK_VOXELS = 10
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Parameters:
         phase_shift_voxels: (p, d), further shift of each phase; zero for the reference.
         gain, offset, log_gamma, noise: `clip(x * gain + offset) ** exp(log_gamma) + noise * N`.
         smooth_voxels: standard deviation of the Gaussian over the last two axes before the noise.
+        shading_hu, streaks_hu: standard deviations of the slow field and of the drawn-out noise.
         noise_seed: of the noise.
     """
 
@@ -46,6 +48,8 @@ class Parameters:
     log_gamma: float
     noise: float
     smooth_voxels: float
+    shading_hu: float
+    streaks_hu: float
     noise_seed: int
 
 
@@ -99,6 +103,8 @@ def draw(
         log_gamma=settings.gamma * u[10] * happens[10],
         noise=settings.noise * abs(u[11]) * happens[11],
         smooth_voxels=settings.smooth * abs(u[12]) * happens[12],
+        shading_hu=settings.shading_hu * abs(u[13]) * happens[13],
+        streaks_hu=settings.streaks_hu * abs(u[14]) * happens[14],
         noise_seed=int(rng.integers(2**62)),
     )
 
@@ -151,9 +157,17 @@ def warp(
 
 
 def recolor(
-    image: Float[Tensor, "b p c *spatial"], parameters: list[Parameters]
+    image: Float[Tensor, "b p c *spatial"],
+    parameters: list[Parameters],
+    widths_hu: tuple[float, ...] = (1.0,),
 ) -> Float[Tensor, "b p c *spatial"]:
-    """Apply the intensity changes; the result stays in [0, 1]."""
+    """Apply the intensity changes; the result stays in [0, 1].
+
+    Args:
+        image: windowed.
+        parameters: of each sample.
+        widths_hu: width of the window of each channel; one for all, or one a channel.
+    """
     changed = []
     for row, p in zip(image, parameters, strict=True):
         if p.gain != 1.0 or p.offset != 0.0:
@@ -163,6 +177,8 @@ def recolor(
             row = row ** math.exp(p.log_gamma)
         if p.smooth_voxels > 0.0:
             row = _smooth(row, p.smooth_voxels)
+        if p.shading_hu > 0.0 or p.streaks_hu > 0.0:
+            row = _spoil(row, p, widths_hu)
         if p.noise != 0.0:
             generator = torch.Generator(device=row.device).manual_seed(p.noise_seed)
             noise = torch.randn(row.shape, generator=generator, device=row.device)
@@ -183,6 +199,30 @@ def _smooth(
     planes = functional.pad(planes, (reach,) * 4, mode="replicate")
     planes = functional.conv2d(planes, kernel.view(1, 1, -1, 1))
     return functional.conv2d(planes, kernel.view(1, 1, 1, -1)).reshape(row.shape)
+
+
+def _spoil(
+    row: Float[Tensor, "p c *spatial"], p: Parameters, widths_hu: tuple[float, ...]
+) -> Float[Tensor, "p c *spatial"]:
+    """Add shading and streaks, the same HU in every window; what a window clipped stays clipped."""
+    generator = torch.Generator().manual_seed(p.noise_seed ^ _STREAM)
+    phases, _, *shape = row.shape
+    added = torch.zeros((phases, 1, *shape))
+    if p.shading_hu > 0.0:
+        knots = torch.randn((1, 1, *(4 for _ in shape)), generator=generator)
+        mode = "trilinear" if len(shape) == 3 else "bilinear"
+        field = functional.interpolate(knots, size=shape, mode=mode, align_corners=True)
+        added += p.shading_hu * field / field.std()
+    if p.streaks_hu > 0.0:
+        noise = torch.randn((phases, 1, *shape), generator=generator)
+        at = torch.arange(-_STREAK_VOXELS * 2, _STREAK_VOXELS * 2 + 1)
+        kernel = torch.exp(-0.5 * (at / _STREAK_VOXELS) ** 2).view(1, 1, -1)
+        lines = noise.reshape(-1, 1, shape[-1])
+        drawn = functional.conv1d(lines, kernel, padding=_STREAK_VOXELS * 2).reshape(noise.shape)
+        added += p.streaks_hu * drawn / drawn.std()
+    width = torch.tensor(widths_hu, device=row.device).view(1, -1, *(1 for _ in shape))
+    inside = (row > 0.0) & (row < 1.0)
+    return torch.where(inside, (row + added.to(row.device) / width).clamp(0.0, 1.0), row)
 
 
 def mask_image(
@@ -218,6 +258,10 @@ class Augmentation:
                 "augment.misalignment_mm needs a system with a spacing_mm of its own.",
                 "Set system.spacing_mm, or augment.misalignment_mm to 0.",
             )
+        # Each window shows every slice of the context.
+        self.widths_hu = tuple(
+            high - low for low, high in spec.windows_hu for _ in spec.slice_offsets_mm
+        )
         # Without a spacing there is no misalignment, and its unit does not matter.
         self.spacing_mm = (spec.spacing_mm or (1.0, 1.0, 1.0))[3 - spec.dims :]
 
@@ -238,7 +282,7 @@ class Augmentation:
         if self.settings is not None:
             parameters = [self._draw(self.settings, batch, *at) for at in where]
             batch, visible = warp(batch, visible, parameters)
-            batch = replace(batch, image=recolor(batch.image, parameters))
+            batch = replace(batch, image=recolor(batch.image, parameters, self.widths_hu))
         if self.spec.needs_liver:
             shown = batch.liver.unsqueeze(1) if visible is None else visible
             batch = replace(batch, image=mask_image(batch.image, shown))
