@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -20,13 +19,15 @@ from hepar.infer.tiling import Tiling, predict
 from hepar.preprocess import AIR_HU, working_grid
 from hepar.resampling import resample
 from hepar.study import LIVER, TUMOR, LesionMap, LiverCase, Volume
-from hepar.systems.base import System
+from hepar.systems.base import InputSpec, System
 from hepar.systems.baselines.hu_threshold import HuThresholdSettings, hu_threshold
-
-log = logging.getLogger(__name__)
 
 # How far beyond the liver mask a system that sees the surroundings may draw a lesion.
 REACH_MM = 3.0
+_DISAGREE = (
+    "W_LIVER_OUTLINE: the two networks disagree about the liver; the coarse mask is kept, and "
+    "lesions need a second look"
+)
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,12 @@ class Evidence:
         tumor: `(z, y, x)` calibrated probability of tumor, zero where no lesion may lie.
         liver: `(z, y, x)` the organ, tumors included, as the method outlines it; None for a
             method that does not, or whose outline is not to be believed.
+        warnings: `W_CODE: words`.
     """
 
     tumor: NDArray[np.float32]
     liver: NDArray[np.bool_] | None
+    warnings: tuple[str, ...] = ()
 
 
 def find_lesions(
@@ -56,7 +59,7 @@ def find_lesions(
     Returns:
         The liver, its border redrawn where the system names the liver too, and its lesions numbered
         from the largest; all arrays on the reference grid, the probability on the liver box.
-        `Lesion.box_zyx` counts voxels of the (axial) reference grid.
+        `Lesion.box_zyx` counts voxels of the (axial) reference grid. Warnings: `W_LIVER_OUTLINE`.
 
     Raises:
         InputRefused: `E_PHASES_REQUIRED`: the system cannot do without an absent phase.
@@ -67,7 +70,8 @@ def find_lesions(
         calibration = TumorCalibration.model_validate(dict(method.calibration))
     evidence = look(case, method, tiling=tiling)
     refined = with_outline(case, evidence)
-    return refined, lesions_from_probability(refined, evidence.tumor, calibration)
+    found = lesions_from_probability(refined, evidence.tumor, calibration)
+    return refined, replace(found, warnings=found.warnings + evidence.warnings)
 
 
 def look(
@@ -77,16 +81,21 @@ def look(
     box_grid = case.aligned.grid.crop(case.box)
     coarse = case.liver[case.box.slices]
     if isinstance(method, HuThresholdSettings):
-        tumor, outline = _threshold_probability(case, box_grid, method), None
-    else:
-        tumor, outline = _network_probability(case, box_grid, method, tiling)
-    reach_mm = 0.0
-    if not isinstance(method, HuThresholdSettings) and outline is None:
-        needs_liver = cast(System, method.system).input_spec.needs_liver
-        reach_mm = 0.0 if needs_liver else REACH_MM
-    region = outline if outline is not None else _search_region(coarse, box_grid, reach_mm)
-    tumor[~region] = 0.0
-    return Evidence(tumor, outline)
+        tumor = _threshold_probability(case, box_grid, method)
+        tumor[~coarse] = 0.0
+        return Evidence(tumor, None)
+    spec = cast(System, method.system).input_spec
+    tumor, outline = _network_probability(case, box_grid, method, tiling)
+    if outline is not None:
+        tumor[~outline] = 0.0
+        return Evidence(tumor, outline)
+    tumor[~_search_region(coarse, box_grid, 0.0 if spec.needs_liver else REACH_MM)] = 0.0
+    return Evidence(tumor, None, (_DISAGREE,) if _outlines(spec) else ())
+
+
+def _outlines(spec: InputSpec) -> bool:
+    """Whether a system sees beyond the liver mask and says where the liver is."""
+    return "liver" in spec.class_names and not spec.needs_liver
 
 
 def with_outline(case: LiverCase, evidence: Evidence) -> LiverCase:
@@ -202,7 +211,7 @@ def _network_probability(
         if phase.value in spec.phases
     }
     liver = _liver_on(case, box_grid, target)
-    outlines = "liver" in spec.class_names and not spec.needs_liver
+    outlines = _outlines(spec)
     found = predict(
         model.system,
         hu,
@@ -224,7 +233,6 @@ def _outline(
     """The liver on the voxels of its box, in one piece and without holes."""
     refined = refined_liver(coarse, organ, source.spacing_mm)
     if refined is None:
-        log.warning("the tumor network's liver is not the liver network's; the latter is kept")
         return None
     return fill_holes(largest(_back(refined, source, box_grid, None) >= 0.5))
 
