@@ -124,6 +124,10 @@ def test_property_another_member_of_a_union_replaces_the_section(tmp_path):
         ({"schedule": {"steps": 3, "batchsize": 1}}, ["schedule.batchsize", "'batch_size'"]),
         ({"shedule": {}}, ["shedule", "'schedule'"]),
         (
+            {"data": {"kind": "phantom", "bank": "a.bank", "anatomies": ["one"]}},
+            ["bank or anatomies, not both"],
+        ),
+        (
             {"system": {"name": "sam_urim", "preset": "lite", "pyramid_widht": 2}},
             ["system.pyramid_widht", "'pyramid_width'"],
         ),

@@ -59,10 +59,12 @@ def test_closed_form_a_shipped_recipe_names_anatomies_without_their_folders():
         [
             "schedule.initial_weights=/home/me/secret/best.safetensors",
             "data.bank=/home/me/a.bank",
-            "data.anatomies=[/home/me/secret/one]",
         ],
     )
     shipped = release._without_paths(tumor)
     assert shipped.schedule.initial_weights == Path("best.safetensors")
-    named = {"bank": Path("a.bank"), "anatomies": (Path("one"),)}
-    assert shipped.data == tumor.data.model_copy(update=named)
+    assert shipped.data == tumor.data.model_copy(update={"bank": Path("a.bank")})
+    shapes = load_recipe(
+        RECIPES / "tumor" / "multiphase.yaml", ["data.anatomies=[/home/me/secret/one]"]
+    )
+    assert release._without_paths(shapes).data.anatomies == (Path("one"),)

@@ -117,6 +117,12 @@ class PhantomTumorData(PatchSettings):
     thick_slices: Fraction = 0.0
     misalignment_mm: NonNegative = 0.0
 
+    @model_validator(mode="after")
+    def _one_way(self) -> PhantomTumorData:
+        if self.bank is not None and self.anatomies:
+            raise ValueError("give a bank or anatomies, not both: a bank holds all its patients")
+        return self
+
 
 class CohortData(PatchSettings):
     """Patients on disk.

@@ -16,7 +16,7 @@ from scipy import ndimage, optimize
 
 # A tumor-free patient with this much false tumor, or this many false lesions, scores one half.
 FALSE_ML_HALF, FALSE_LESIONS_HALF = 1.0, 1.0
-MIN_IOU = 0.1
+MIN_IOU = 0.1  # of a found lesion, as `evaluate.lesion` counts; that file needs more packages
 THRESHOLDS = tuple(round(0.2 + 0.05 * i, 2) for i in range(15))
 MIN_PEAKS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 # Nothing smaller than a ball of 4.6 mm, a few voxels that the next reconstruction would not show.

@@ -6,8 +6,10 @@ liver ends without learning one scan's texture.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8, UInt16
 from scipy import ndimage
 
 from hepar.geometry import Box, Grid
@@ -16,8 +18,8 @@ from hepar.phantom.deform import draw_warp, source_points_mm
 from hepar.phantom.dome import complete_dome
 from hepar.phantom.labelmap import Template, largest_component
 from hepar.phantom.lesion_kinds import Part
-from hepar.phantom.lesion_shape import rasterize, retract, wedge_mask
-from hepar.phantom.lesions import draw_lesions, draw_lone_wedge
+from hepar.phantom.lesion_shape import Rasterized, rasterize, retract, wedge_mask
+from hepar.phantom.lesions import LesionSpec, Wedge, draw_lesions, draw_lone_wedge
 from hepar.phantom.liver_tubes import add_tubes
 from hepar.phantom.population import POPULATIONS, Population
 from hepar.phantom.shapes import Triple
@@ -73,19 +75,9 @@ def warped_anatomy(
     fine = np.stack([resample(axis, field, grid, antialias=False, fill=-10.0) for axis in at])
     liver = largest_component(_sample(soft, fine) >= 0.5)
     tissue = _tissue(body, fine, liver)
-    for spec in lesions:
-        dent = retract(spec, liver, spacing_mm, origin)
-        if dent is not None:
-            tissue[dent], liver[dent] = Tissue.FAT, False
-    for wedge in wedges:
-        if wedge is not None:
-            mask = wedge_mask(wedge, tissue == Tissue.LIVER, spacing_mm, origin)
-            tissue[mask & liver] = Tissue.PERFUSION
+    _mark(tissue, liver, lesions, wedges, spacing_mm, origin)
     found = rasterize(lesions, liver, spacing_mm, origin)
     tissue[found.instances > 0] = Tissue.LIVER
-    first = codes(tissue, found.instances, found.parts)
-    tumor = lesion_code(np.maximum(found.fringe, 1).astype(np.uint16), int(Part.BODY))
-    second = np.where(found.fringe > 0, np.where(found.instances > 0, Tissue.LIVER, tumor), first)
     fat = float(0.1 + 0.9 * rng.beta(1.2, 2.2))
     return Anatomy(
         tissue=tissue,
@@ -97,10 +89,37 @@ def warped_anatomy(
         texture_seed=seed,
         origin_mm=origin,
         steatosis=fat if rng.random() < population.steatosis else 0.0,
-        second=second.astype(np.uint16),
+        second=_second(tissue, found),
         share=found.mixed,
         field="liver",
     )
+
+
+def _mark(
+    tissue: UInt8[np.ndarray, "z y x"],
+    liver: Bool[np.ndarray, "z y x"],
+    lesions: Sequence[LesionSpec],
+    wedges: Sequence[Wedge | None],
+    spacing_mm: Triple,
+    origin_mm: Triple,
+) -> None:
+    """What lesions do to the liver around them, in place: dents, and wedges of other perfusion."""
+    for spec in lesions:
+        dent = retract(spec, liver, spacing_mm, origin_mm)
+        if dent is not None:
+            tissue[dent], liver[dent] = Tissue.FAT, False
+    for wedge in wedges:
+        if wedge is not None:
+            mask = wedge_mask(wedge, tissue == Tissue.LIVER, spacing_mm, origin_mm)
+            tissue[mask & liver] = Tissue.PERFUSION
+
+
+def _second(tissue: UInt8[np.ndarray, "z y x"], found: Rasterized) -> UInt16[np.ndarray, "z y x"]:
+    """The minority of each voxel: in a margin liver inside the lesion, its body outside."""
+    first = codes(tissue, found.instances, found.parts)
+    body = lesion_code(np.maximum(found.fringe, 1).astype(np.uint16), int(Part.BODY))
+    minority = np.where(found.instances > 0, np.uint16(Tissue.LIVER), body)
+    return np.where(found.fringe > 0, minority, first).astype(np.uint16)
 
 
 def _box_grid(box: Box, spacing_mm: Triple) -> tuple[Grid, Triple]:

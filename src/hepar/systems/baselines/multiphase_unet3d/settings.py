@@ -39,7 +39,7 @@ class MultiphaseUnet3dSettings(BaseModel):
 
     @classmethod
     def preset(cls, name: str) -> MultiphaseUnet3dSettings:
-        """Settings by name: `lite` (shipped) or `tiny` (tests).
+        """Settings by name: `lite` (recipes/tumor) or `tiny` (tests).
 
         Raises:
             KeyError: no preset of that name.
