@@ -188,13 +188,28 @@ def test_closed_form_spoiling_is_the_same_hu_in_every_window(shape):
     for got in (shaded, streaked):
         assert not got[..., 0].any()
         torch.testing.assert_close(got[:, :, 0] * 400, got[:, :, 1] * 100, atol=1e-3, rtol=1e-4)
-        assert 4.0 < float(got[:, :, 1, ..., 1:].std() * 100) < 8.0
+    assert 4.0 < float(shaded[:, :, 1, ..., 1:].std() * 100) < 8.0
     torch.testing.assert_close(shaded[:, 0], shaded[:, 2])
     assert not torch.allclose(streaked[:, 0], streaked[:, 2])
     along = streaked[0, 0, 1, ..., 1:].diff(dim=-1).std()
     across = streaked[0, 0, 1, ..., 1:].diff(dim=-2).std()
     assert along < 0.3 * across
     assert float(shaded[0, 0, 1, ..., 1:].diff(dim=-1).abs().max()) * 100 < 3.0
+
+
+def test_property_streaks_lie_in_a_band_that_they_darken():
+    image = torch.full((1, 1, 1, 400, 400), 0.5)
+    bands = []
+    for seed in range(6):
+        streaks = replace(STILL, streaks_hu=20.0, noise_seed=seed)
+        rows = (recolor(image, [streaks], (1000.0,)) - image)[0, 0, 0] * 1000
+        noise, dark = rows.std(dim=-1), -rows.mean(dim=-1)
+        middle = int(noise[20:-20].unfold(0, 21, 1).mean(dim=-1).argmax()) + 30
+        around = slice(middle - 10, middle + 11)
+        assert float(dark[around].mean()) == pytest.approx(10.0, abs=4.0)  # 16 free values a row
+        bands.append(float(noise.min() / noise.max()))
+    assert min(bands) < 0.2
+    assert len(set(bands)) == 6
 
 
 @pytest.mark.parametrize("shape", [(24, 28), (5, 24, 28)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -424,7 +425,8 @@ def test_closed_form_the_liver_is_redrawn_within_eight_millimeters() -> None:
     coarse = np.zeros((30, 40, 40), bool)
     coarse[10:20, 10:30, 10:30] = True
     organ = np.where(coarse, 0.9, 0.1).astype(np.float32)
-    organ[10:20, 10:30, 30:33] = 0.8  # a missed rim of 6 mm
+    organ[10:20, 10:30, 30:33] = 0.95  # a missed rim of 6 mm
+    organ[10:20, 10:30, 33] = 0.9  # 8 mm away and less sure
     organ[10:20, 10:30, 10] = 0.2  # a slice too many
     organ[0:4, 0:4, 0:4] = 1.0  # far away: another organ
     organ[14:16, 18:22, 18:22] = 0.0  # deep inside: a lesion that was not recognized
@@ -432,5 +434,8 @@ def test_closed_form_the_liver_is_redrawn_within_eight_millimeters() -> None:
     expected = coarse.copy()
     expected[10:20, 10:30, 30:33], expected[10:20, 10:30, 10] = True, False
     np.testing.assert_array_equal(refined >= 0.5, expected)
+    for x, signed_mm in ((30, -2.0), (31, -4.0), (29, 2.0), (27, 6.0)):
+        belief = 1 / (1 + math.exp(-signed_mm / 3.0))
+        assert refined[15, 20, x] == pytest.approx((organ[15, 20, x] + belief) / 2, rel=1e-6)
     assert refined_liver(coarse, np.zeros_like(organ), spacing) is None
     assert refined_liver(np.zeros_like(coarse), np.zeros_like(organ), spacing) is None

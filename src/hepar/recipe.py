@@ -230,7 +230,8 @@ class Augment(Strict):
         shading_hu: largest standard deviation of a slow field, the same in all phases: beam
             hardening, fatty regions.
         streaks_hu: largest standard deviation of noise drawn out along the rows, of each phase its
-            own: photon starvation.
+            own, within one band of rows, which it darkens by half as much: photon starvation
+            between the arms or the shoulders.
         misalignment_mm: standard deviation of an extra in-plane shift of each phase but the
             reference.
     """

@@ -24,6 +24,8 @@ from hepar.systems.base import Batch, InputSpec
 
 _STREAM = 0x41554  # keeps these draws apart from other uses of (seed, epoch, index)
 _STREAK_VOXELS = 10
+# Where photons are missing the mean sinks with the noise, by this share of its standard deviation.
+_STARVED = 0.5
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Parameters:
         phase_shift_voxels: (p, d), further shift of each phase; zero for the reference.
         gain, offset, log_gamma, noise: `clip(x * gain + offset) ** exp(log_gamma) + noise * N`.
         smooth_voxels: standard deviation of the Gaussian over the last two axes before the noise.
-        shading_hu, streaks_hu: standard deviations of the slow field and of the drawn-out noise.
+        shading_hu, streaks_hu: standard deviations of the slow field and of the drawn-out noise
+            in the middle of its band.
         noise_seed: of the noise.
     """
 
@@ -215,11 +218,14 @@ def _spoil(
         added += p.shading_hu * field / field.std()
     if p.streaks_hu > 0.0:
         noise = torch.randn((phases, 1, *shape), generator=generator)
+        middle, breadth = torch.rand(2, generator=generator)
+        rows = torch.linspace(0.0, 1.0, shape[-2])
+        band = torch.exp(-0.5 * ((rows - middle) / (0.1 + breadth)) ** 2).unsqueeze(-1)
         at = torch.arange(-_STREAK_VOXELS * 2, _STREAK_VOXELS * 2 + 1)
         kernel = torch.exp(-0.5 * (at / _STREAK_VOXELS) ** 2).view(1, 1, -1)
         lines = noise.reshape(-1, 1, shape[-1])
         drawn = functional.conv1d(lines, kernel, padding=_STREAK_VOXELS * 2).reshape(noise.shape)
-        added += p.streaks_hu * drawn / drawn.std()
+        added += p.streaks_hu * band * (drawn / drawn.std() - _STARVED)
     width = torch.tensor(widths_hu, device=row.device).view(1, -1, *(1 for _ in shape))
     inside = (row > 0.0) & (row < 1.0)
     return torch.where(inside, (row + added.to(row.device) / width).clamp(0.0, 1.0), row)

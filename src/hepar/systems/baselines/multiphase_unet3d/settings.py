@@ -32,7 +32,7 @@ class MultiphaseUnet3dSettings(BaseModel):
     widths: tuple[int, ...] = Field(default=(16, 32, 64, 128), min_length=2)
     spacing_mm: tuple[float, float, float] = (2.0, 1.5, 1.5)
     patch: tuple[int, int, int] = (40, 64, 64)
-    window: tuple[int, int, int] = (56, 96, 96)
+    window: tuple[int, int, int] = (56, 128, 128)
     windows_hu: tuple[tuple[float, float], ...] = ((-160.0, 280.0), (0.0, 160.0))
     small_lesion_ml: float = Field(default=2.0, ge=0)
     most_weight: float = Field(default=4.0, ge=1)
