@@ -8,6 +8,8 @@ lesion that training never shows), each through the stages with every subset of 
 liver is found on the subset's reference phase, and every method searches the same liver. Then
 tumor-free patients, and abdomens without a liver. Phases stay as far apart as the cohort leaves
 them; nothing is registered. Finished patients are kept in `--work`, so that a killed run goes on.
+`--bf16` runs every network in bfloat16: half the time on processors that have it, and a patient's
+Dice moves by about 0.01 either way.
 """
 
 from __future__ import annotations
@@ -32,19 +34,20 @@ from hepar.data.phantom_cohort import Enrolled, draw, enroll, visit
 from hepar.data.phantoms import grid_of
 from hepar.errors import InputRefused
 from hepar.evaluate.lesion import match_one_to_one
-from hepar.evaluate.lesion_case import LesionCase
+from hepar.evaluate.lesion_case import LesionCase, lesion_case
 from hepar.evaluate.score import CaseScore, score_case
 from hepar.evaluate.statistics import compare
 from hepar.evaluate.summary import summarize
 from hepar.infer.bundle import Bundle, default_bundle_path, load_bundle
 from hepar.infer.calibrate import TumorCalibration
+from hepar.infer.tiling import Tiling
 from hepar.phantom.anatomy import Anatomy
 from hepar.phantom.tissue import LIVER_TISSUES, Tissue
 from hepar.phantom.version import NAME, fingerprint
 from hepar.release import PhantomCase, aligned_phases
 from hepar.stages.liver import find_liver
 from hepar.stages.tumor import find_lesions, lesions_from_probability, look, with_outline
-from hepar.study import PHASE_ORDER, LiverCase, Phase, Volume
+from hepar.study import PHASE_ORDER, AlignedStudy, LiverCase, Phase, Volume
 from hepar.systems.baselines.hu_threshold import HuThresholdSettings
 
 FIRST, FIRST_TUMOR_FREE = 1_000, 50_000
@@ -93,47 +96,76 @@ def models(path: Path) -> Bundle:
 
 
 def rows_of(
-    patient: Enrolled, *, paths: dict[str, Path], subsets: dict[str, list[tuple[Phase, ...]]]
+    patient: Enrolled,
+    *,
+    paths: dict[str, Path],
+    subsets: dict[str, list[tuple[Phase, ...]]],
+    tiling: Tiling,
 ) -> dict[tuple[str, str], Row]:
     """Every method on every subset; a refused liver is an empty result."""
     case = case_of(patient, draw(patient))
     ours = models(next(iter(paths.values())))
+    # Liver and threshold look at the reference phase alone: four of the fifteen subsets differ.
+    livers: dict[Phase, LiverCase | None] = {}
+    baseline: dict[Phase, Row] = {}
     rows: dict[tuple[str, str], Row] = {}
     for subset in SUBSETS:
-        name = "+".join(subset)
-        some = case.only(subset)
-        try:
-            liver = find_liver(some.aligned, ours.model("liver"))
-        except InputRefused:
+        name, aligned = "+".join(subset), case.only(subset).aligned
+        reference = aligned.reference
+        if reference not in livers:
+            livers[reference] = liver_of(aligned, ours, tiling)
+        found = livers[reference]
+        if found is None:
             empty = np.zeros(case.label.shape, np.uint8)
             for method in (*paths, THRESHOLD):
                 if subset in subsets[method]:
-                    rows[method, name] = Row(score(patient, case, empty, None, {}), None)
+                    rows[method, name] = Row(score(patient, case, empty, None), None)
             continue
+        liver = replace(found, aligned=aligned)
         for method, path in paths.items():
             if subset in subsets[method]:
-                rows[method, name] = network_row(patient, case, liver, models(path))
+                rows[method, name] = network_row(patient, case, liver, models(path), tiling)
         if subset in subsets[THRESHOLD]:
-            settings = HuThresholdSettings()
-            _, found = find_lesions(liver, settings)
-            scored = score(patient, case, found.label, found.instances, {})
-            rows[THRESHOLD, name] = Row(scored, None)
+            if reference not in baseline:
+                _, lesions = find_lesions(liver, HuThresholdSettings())
+                scored = score(patient, case, lesions.label, lesions.instances)
+                baseline[reference] = Row(scored, None)
+            rows[THRESHOLD, name] = baseline[reference]
     return rows
 
 
-def network_row(patient: Enrolled, case: PhantomCase, liver: LiverCase, bundle: Bundle) -> Row:
+def liver_of(aligned: AlignedStudy, bundle: Bundle, tiling: Tiling) -> LiverCase | None:
+    """The liver, or None where it is refused."""
+    try:
+        return find_liver(aligned, bundle.model("liver"), tiling=tiling)
+    except InputRefused:
+        return None
+
+
+def network_row(
+    patient: Enrolled, case: PhantomCase, liver: LiverCase, bundle: Bundle, tiling: Tiling
+) -> Row:
     model = bundle.model("tumor")
     calibration = TumorCalibration.model_validate(dict(model.calibration))
-    evidence = look(liver, model)
+    evidence = look(liver, model, tiling=tiling)
     probability, liver = evidence.tumor, with_outline(liver, evidence)
     found = lesions_from_probability(liver, probability, calibration)
-    scored = score(patient, case, found.label, found.instances, {})
+    scored = score(patient, case, found.label, found.instances)
     every = lesions_from_probability(liver, probability, TumorCalibration(**PERMISSIVE))
     peaks = {
         lesion.id: float(probability[every.instances[liver.box.slices] == lesion.id].max())
         for lesion in every.lesions
     }
-    permissive = score(patient, case, every.label, every.instances, peaks).lesions
+    permissive = lesion_case(
+        patient.case_id,
+        patient.case_id,
+        every.label,
+        case.label,
+        case.aligned.grid.spacing_mm,
+        predicted_instances=every.instances,
+        reference_instances=case.instances,
+        scores=peaks,
+    )
     return Row(scored, permissive)
 
 
@@ -142,7 +174,6 @@ def score(
     case: PhantomCase,
     label: np.ndarray,
     instances: np.ndarray | None,
-    scores: dict[int, float],
 ) -> CaseScore:
     return score_case(
         patient.case_id,
@@ -151,7 +182,6 @@ def score(
         case.aligned.grid.spacing_mm,
         predicted_instances=instances,
         reference_instances=case.instances,
-        scores=scores or None,
     )
 
 
@@ -270,6 +300,7 @@ def main() -> None:
     parser.add_argument(
         "--few", action="append", default=[], help="the same, with all phases and PV alone only"
     )
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 in every network")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("-o", "--out", type=Path, required=True)
@@ -281,12 +312,14 @@ def main() -> None:
         paths[name] = Path(path)
     some = [SUBSETS[0], (Phase.PV,)]
     subsets = {name: some if name in few else list(SUBSETS) for name in (*paths, THRESHOLD)}
-    make = partial(rows_of, paths=paths, subsets=subsets)
+    tiling = Tiling(bf16=options.bf16)
+    make = partial(rows_of, paths=paths, subsets=subsets, tiling=tiling)
     document: dict[str, Any] = {
         "phantom": NAME,
         "fingerprint": fingerprint(),
         "models": {name: load_bundle(path).sha256 for name, path in paths.items()},
         "patients": options.patients,
+        "bf16": options.bf16,
     }
     run = partial(each, work=options.work, processes=options.processes)
     kept = dict(run(fresh_patients(options.patients), kind="patient", make=make))
@@ -310,7 +343,7 @@ def main() -> None:
         if other != "hepar"
     }
     only = dict.fromkeys(subsets, some)
-    free = partial(rows_of, paths=paths, subsets=only)
+    free = partial(rows_of, paths=paths, subsets=only, tiling=tiling)
     kept = dict(run(tumor_free_patients(options.tumor_free), kind="free", make=free))
     document["tumor_free"] = {"|".join(k): slim(row) for k, row in by_method(kept).items()}
     none = partial(without_liver, path=paths["hepar"])
