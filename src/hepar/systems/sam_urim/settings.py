@@ -114,7 +114,7 @@ PRESETS: dict[str, dict[str, object]] = {
     "paper": {"pyramid_width": "C/4"},
     # The same with narrow pyramids: 40 M parameters (literal decoder) instead of 136 M.
     "w16": {"pyramid_width": 16},
-    # About 2 M parameters, four phases, for laptops: what the shipped bundle is trained from.
+    # About 2 M parameters, four phases, for laptops.
     "lite": {
         "phases": PHASES,
         "backbone": "resnet10",
