@@ -147,7 +147,10 @@ def network_row(
 ) -> Row:
     model = bundle.model("tumor")
     calibration = TumorCalibration.model_validate(dict(model.calibration))
-    evidence = look(liver, model, tiling=tiling)
+    try:
+        evidence = look(liver, model, tiling=tiling)
+    except InputRefused:
+        return Row(score(patient, case, np.zeros(case.label.shape, np.uint8), None), None)
     probability, liver = evidence.tumor, with_outline(liver, evidence)
     found = lesions_from_probability(liver, probability, calibration)
     scored = score(patient, case, found.label, found.instances)
@@ -186,7 +189,7 @@ def score(
 
 
 def without_liver(patient: Enrolled, *, path: Path) -> str:
-    """What the liver stage says of an abdomen whose liver is fat."""
+    """What the liver and tumor stages say of an abdomen whose liver is fat."""
     body = draw(patient)
     tissue = body.tissue.copy()
     gone = body.liver | np.isin(tissue, [int(t) for t in LIVER_TISSUES])
@@ -203,7 +206,8 @@ def without_liver(patient: Enrolled, *, path: Path) -> str:
         share=None,
     )
     try:
-        found = find_liver(case_of(patient, bare).aligned, models(path).model("liver"))
+        coarse = find_liver(case_of(patient, bare).aligned, models(path).model("liver"))
+        found, _ = find_lesions(coarse, models(path).model("tumor"))
     except InputRefused as refusal:
         return refusal.code
     return f"{found.liver_ml:.0f} ml"

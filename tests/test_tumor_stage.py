@@ -206,6 +206,21 @@ def test_an_outline_that_is_no_liver_is_not_believed() -> None:
     assert not found.lesions
 
 
+def test_a_small_liver_that_the_finer_network_does_not_know_is_refused() -> None:
+    case, _ = _case(Grid.axial(SHAPE, SPACING), ("PV",))
+    names = ("background", "liver", "tumor")
+    model = Model("tumor", Outliner(spec_3d(class_names=names, needs_liver=False)), {})
+    part = case.liver.copy()
+    part[: SHAPE[0] // 2] = False
+    case.aligned.volumes["PV"].array[~part] = -80
+    small = replace(case, liver=part, liver_ml=300.0)
+    assert find_lesions(small, model)[0].liver_ml == pytest.approx(300.0, rel=0.1)
+    case.aligned.volumes["PV"].array[:] = -80
+    with pytest.raises(InputRefused) as refusal:
+        find_lesions(small, model)
+    assert refusal.value.code == "E_NO_LIVER"
+
+
 def test_calibration_decides() -> None:
     case, _ = _case(Grid.axial(SHAPE, SPACING))
     assert len(find_lesions(case, _model(min_volume_ml=5.0))[1].lesions) == 1
@@ -430,12 +445,17 @@ def test_closed_form_the_liver_is_redrawn_within_eight_millimeters() -> None:
     organ[10:20, 10:30, 10] = 0.2  # a slice too many
     organ[0:4, 0:4, 0:4] = 1.0  # far away: another organ
     organ[14:16, 18:22, 18:22] = 0.0  # deep inside: a lesion that was not recognized
-    refined = refined_liver(coarse, organ, spacing)
+    refined, agreement = refined_liver(coarse, organ, spacing)
+    fine = organ >= 0.5
+    fine[0:4, 0:4, 0:4] = False  # beyond 8 mm
+    both, sizes = np.count_nonzero(coarse & fine), np.count_nonzero(coarse) + fine.sum()
+    assert agreement == pytest.approx(2 * both / sizes)
     expected = coarse.copy()
     expected[10:20, 10:30, 30:33], expected[10:20, 10:30, 10] = True, False
     np.testing.assert_array_equal(refined >= 0.5, expected)
     for x, signed_mm in ((30, -2.0), (31, -4.0), (29, 2.0), (27, 6.0)):
         belief = 1 / (1 + math.exp(-signed_mm / 3.0))
         assert refined[15, 20, x] == pytest.approx((organ[15, 20, x] + belief) / 2, rel=1e-6)
-    assert refined_liver(coarse, np.zeros_like(organ), spacing) is None
-    assert refined_liver(np.zeros_like(coarse), np.zeros_like(organ), spacing) is None
+    nothing = np.zeros_like(organ)
+    assert refined_liver(coarse, nothing, spacing) == (None, 0.0)
+    assert refined_liver(np.zeros_like(coarse), nothing, spacing) == (None, 0.0)

@@ -125,10 +125,10 @@ def calibrate_tumor(
             case = case.only(_some_phases(seed))
         try:
             found = find_liver(case.aligned, liver, tiling=tiling)
+            probability = look(found, tumor, tiling=tiling).tumor
         except InputRefused as refusal:
             logger.warning("phantom %d: %s", seed, refusal)
             continue
-        probability = look(found, tumor, tiling=tiling).tumor
         truth = case.instances[found.box.slices]
         sweeps.append(sweep_case(probability, truth, case.aligned.grid.voxel_ml))
     chosen, score = choose_operating_point(sweeps)

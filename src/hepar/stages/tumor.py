@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from hepar.errors import InputRefused
 from hepar.geometry import Box, Grid
 from hepar.infer.bundle import Model
 from hepar.infer.calibrate import TumorCalibration, lesion_chance, temper
@@ -24,6 +25,8 @@ from hepar.systems.baselines.hu_threshold import HuThresholdSettings, hu_thresho
 
 # How far beyond the liver mask a system that sees the surroundings may draw a lesion.
 REACH_MM = 3.0
+# What is smaller than a liver and looks like none to the system that redraws it, is none.
+SMALL_ML, MIN_AGREEMENT = 600.0, 0.5
 _DISAGREE = (
     "W_LIVER_OUTLINE: the two networks disagree about the liver; the coarse mask is kept, and "
     "lesions need a second look"
@@ -63,6 +66,7 @@ def find_lesions(
 
     Raises:
         InputRefused: `E_PHASES_REQUIRED`: the system cannot do without an absent phase.
+            `E_NO_LIVER`: what was taken for a small liver is none to the system that redraws it.
     """
     if isinstance(method, HuThresholdSettings):
         calibration = TumorCalibration(min_volume_ml=method.min_volume_ml)
@@ -231,7 +235,16 @@ def _outline(
     coarse: NDArray[np.bool_], organ: NDArray[np.float32], source: Grid, box_grid: Grid
 ) -> NDArray[np.bool_] | None:
     """The liver on the voxels of its box, in one piece and without holes."""
-    refined = refined_liver(coarse, organ, source.spacing_mm)
+    refined, agreement = refined_liver(coarse, organ, source.spacing_mm)
+    liver_ml = float(coarse.sum()) * source.voxel_ml
+    if agreement < MIN_AGREEMENT and liver_ml < SMALL_ML:
+        raise InputRefused(
+            "E_NO_LIVER",
+            "tumor",
+            f"no liver was found: of {liver_ml:.0f} ml that one network took for it, the other "
+            f"recognizes little (Dice {agreement:.2f})",
+            "check that the series shows the upper abdomen, in HU, and is the right way up",
+        )
     if refined is None:
         return None
     return fill_holes(largest(_back(refined, source, box_grid, None) >= 0.5))
