@@ -26,7 +26,7 @@ from hepar.systems.baselines.hu_threshold import HuThresholdSettings, hu_thresho
 # How far beyond the liver mask a system that sees the surroundings may draw a lesion.
 REACH_MM = 3.0
 # What is smaller than a liver and looks like none to the system that redraws it, is none.
-SMALL_ML, MIN_AGREEMENT = 600.0, 0.5
+SMALL_ML, MIN_AGREEMENT = 600.0, 0.7
 _DISAGREE = (
     "W_LIVER_OUTLINE: the two networks disagree about the liver; the coarse mask is kept, and "
     "lesions need a second look"
