@@ -124,6 +124,15 @@ def test_unusual_volume_is_warned_of() -> None:
     assert [w.split(":")[0] for w in case.warnings] == ["W_LIVER_VOLUME"]
 
 
+def test_streaks_across_the_liver_are_warned_of() -> None:
+    grid = Grid.axial(SHAPE, SPACING)
+    hu, liver = _patient(grid)
+    lines = np.random.default_rng(0).integers(-20, 20, size=(SHAPE[0], SHAPE[1], 1))
+    hu[liver] += np.broadcast_to(lines, SHAPE)[liver].astype(np.int16)
+    case = find_liver(aligned_study({"PV": hu}, grid), _model())
+    assert [w.split(":")[0] for w in case.warnings] == ["W_LIVER_STREAKS"]
+
+
 def test_fat_at_an_unsure_border_is_left_out_and_a_cyst_is_not() -> None:
     grid = Grid.axial(SHAPE, SPACING)
     hu, liver = _patient(grid)

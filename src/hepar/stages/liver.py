@@ -14,6 +14,7 @@ from hepar.geometry import Box, Grid
 from hepar.infer.bundle import Model
 from hepar.infer.calibrate import LiverCalibration
 from hepar.infer.components import fill_holes, largest
+from hepar.infer.streaks import streaked_share
 from hepar.infer.tiling import Tiling, predict
 from hepar.infer.windows import slabs
 from hepar.preprocess import AIR_HU, liver_box, working_grid
@@ -27,6 +28,8 @@ BOX_MARGIN_MM = 10.0
 # A cut through the dome or the tip is small; a cut through the organ is not.
 TRUNCATED_MM2 = 1000.0
 USUAL_ML = (600.0, 4000.0)
+# Share of the liver's slices with streaks: 0 to 0.1 in clean scans, 0.4 and more in spoiled ones.
+STREAKED = 0.2
 # Where the network is unsure, tissue halfway between liver and fat is not liver.
 _UNSURE = 0.9
 _FAT_HU = -100.0
@@ -43,7 +46,7 @@ def find_liver(aligned: AlignedStudy, model: Model, *, tiling: Tiling | None = N
 
     Returns:
         The liver mask on the reference grid and its box with a margin of 10 mm. Warnings:
-        `W_LIVER_TRUNCATED`, `W_LIVER_VOLUME`.
+        `W_LIVER_TRUNCATED`, `W_LIVER_VOLUME`, `W_LIVER_STREAKS`.
 
     Raises:
         InputRefused: `E_NO_LIVER`.
@@ -72,7 +75,9 @@ def find_liver(aligned: AlignedStudy, model: Model, *, tiling: Tiling | None = N
     box = liver_box(liver, reference.grid, BOX_MARGIN_MM)
     if box is None or liver_ml < calibration.min_volume_ml:
         raise _no_liver(f"the largest candidate measures {liver_ml:.0f} ml")
-    return LiverCase(aligned, liver, box, liver_ml, _warnings(liver, reference.grid, liver_ml))
+    found = _warnings(liver, reference.grid, liver_ml)
+    found += _streaks(reference, liver, box)
+    return LiverCase(aligned, liver, box, liver_ml, found)
 
 
 def _coarse(
@@ -171,3 +176,15 @@ def _warnings(liver: NDArray[np.bool_], grid: Grid, liver_ml: float) -> tuple[st
     if not USUAL_ML[0] <= liver_ml <= USUAL_ML[1]:
         found.append(f"W_LIVER_VOLUME: a liver of {liver_ml:.0f} ml is unusual; check the mask")
     return tuple(found)
+
+
+def _streaks(reference: Volume, liver: NDArray[np.bool_], box: Box) -> tuple[str, ...]:
+    share = streaked_share(
+        reference.array[box.slices], liver[box.slices], reference.grid.spacing_mm
+    )
+    if share < STREAKED:
+        return ()
+    return (
+        f"W_LIVER_STREAKS: streaks from left to right cross {100 * share:.0f} % of the liver's "
+        "slices; what is reported in their bands may be an artifact",
+    )
