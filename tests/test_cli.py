@@ -241,3 +241,12 @@ def test_closed_form_the_module_runs_as_a_command():
         [sys.executable, "-m", "hepar.cli", "segment"], capture_output=True, text=True, check=False
     )
     assert result.returncode == 2
+
+
+def test_training_on_anatomies_that_are_not_there_leaves_nothing(tmp_path, capsys):
+    recipe = Path(__file__).parents[1] / "recipes" / "tumor" / "multiphase.yaml"
+    anatomies = f"data.anatomies=[{tmp_path / 'nowhere'}]"
+    exit_code, _, err = run(capsys, "train", recipe, "-o", tmp_path / "run", "--set", anatomies)
+    assert exit_code == 10
+    assert "E_NO_LIVER" in err
+    assert list(tmp_path.iterdir()) == []

@@ -51,6 +51,23 @@ class BankEntry:
     spacing_mm: Triple
 
 
+def mask_folder(folder: Path) -> Path:
+    """The first subfolder, by name, with a liver mask.
+
+    Raises:
+        InputRefused: `E_NO_LIVER`.
+    """
+    folders = sorted(p.parent for p in folder.glob("*/liver.nii.gz"))
+    if not folders:
+        raise InputRefused(
+            "E_NO_LIVER",
+            "data",
+            f"no */liver.nii.gz in anatomy folder {folder.name}",
+            "Give a folder that holds a scan and a subfolder of organ masks.",
+        )
+    return folders[0]
+
+
 @lru_cache(maxsize=4)
 def read_label_map(folder: Path) -> Template:
     """A real patient's scan and organ masks.
@@ -65,15 +82,8 @@ def read_label_map(folder: Path) -> Template:
     """
     from hepar.io.nifti import read_label, read_nifti  # only recipes with real anatomies need it
 
-    folders = sorted(p.parent for p in folder.glob("*/liver.nii.gz"))
-    if not folders:
-        raise InputRefused(
-            "E_NO_LIVER",
-            "data",
-            f"no */liver.nii.gz in anatomy folder {folder.name}",
-            "Give a folder that holds a scan and a subfolder of organ masks.",
-        )
-    liver = read_label(folders[0] / "liver.nii.gz")
+    masks = mask_folder(folder)
+    liver = read_label(masks / "liver.nii.gz")
     for path in sorted(folder.glob("*.nii.gz")):
         scan = read_nifti(path)
         if scan.array.shape == liver.array.shape:
@@ -86,7 +96,7 @@ def read_label_map(folder: Path) -> Template:
             "Put the scan the masks were made on beside their folder.",
         )
     organs = {}
-    for path in sorted(folders[0].glob("*.nii.gz")):
+    for path in sorted(masks.glob("*.nii.gz")):
         mask = read_label(path)
         if mask.array.any():
             organs[path.name.removesuffix(".nii.gz")] = canonical(mask.array, mask.grid)[0] > 0

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int16
 from scipy import ndimage
 
 from hepar.data.cache import ArrayCache, Arrays, file_hash
-from hepar.data.organ_bank import anatomy_hash, read_label_map
+from hepar.data.organ_bank import anatomy_hash, mask_folder, read_label_map
 from hepar.data.patches import (
     PreparedCase,
     draw_patch,
@@ -135,6 +135,8 @@ class PhantomCases:
                 "neither data.spacing_mm nor system.spacing_mm says how fine phantoms are.",
                 "Set data.spacing_mm.",
             )
+        for folder in settings.anatomies:
+            mask_folder(folder)
         self.settings, self.spec = settings, spec
         self.spacing_mm = spacing_mm
         self.cache = ArrayCache(cache_dir, memory_bytes=memory_bytes)

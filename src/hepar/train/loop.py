@@ -91,7 +91,7 @@ def train(
     """
     began, device = time.monotonic(), torch.device(device)
     _check_precision(recipe, device)
-    _claim_folder(recipe, out_dir, resume)
+    _check_folder(recipe, out_dir, resume)
     with Deterministic(device):
         run = _Run(recipe, out_dir, device)
         if (out_dir / LAST).exists():
@@ -102,6 +102,10 @@ def train(
             source = source or open_source(
                 recipe.data, run.spec, seed=recipe.seed, cache_dir=cache_dir
             )
+            # Not before everything that can be refused: bad input leaves nothing behind.
+            if not (out_dir / RECIPE).exists():
+                with atomic_path(out_dir / RECIPE) as temporary:
+                    temporary.write_text(dump_recipe(recipe), encoding="utf-8")
             run.go(source, workers, progress)
     state = run.state
     return TrainResult(
@@ -271,23 +275,19 @@ def _check_precision(recipe: Recipe, device: torch.device) -> None:
         )
 
 
-def _claim_folder(recipe: Recipe, out_dir: Path, resume: bool) -> None:
-    """Write the recipe into an empty folder; refuse a folder of another recipe."""
+def _check_folder(recipe: Recipe, out_dir: Path, resume: bool) -> None:
+    """Refuse a folder of another recipe; empty it if the run is to start afresh."""
     path = out_dir / RECIPE
     if not resume:
         for name in (LAST, BEST, HISTORY, RECIPE):
             (out_dir / name).unlink(missing_ok=True)
-    if path.exists():
-        if recipe_hash(load_recipe(path)) != recipe_hash(recipe):
-            raise UsageError(
-                "E_RECIPE_CHANGED",
-                "train",
-                f"{out_dir.name} holds a run of another recipe than {recipe.name!r}.",
-                "Train into another folder, or empty this one.",
-            )
-        return
-    with atomic_path(path) as temporary:
-        temporary.write_text(dump_recipe(recipe), encoding="utf-8")
+    if path.exists() and recipe_hash(load_recipe(path)) != recipe_hash(recipe):
+        raise UsageError(
+            "E_RECIPE_CHANGED",
+            "train",
+            f"{out_dir.name} holds a run of another recipe than {recipe.name!r}.",
+            "Train into another folder, or empty this one.",
+        )
 
 
 def _diverged(step: int) -> UsageError:
