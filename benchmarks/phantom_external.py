@@ -260,12 +260,8 @@ def differences(rows: list[Row], baseline: list[Row]) -> dict[str, Any]:
         ("false_ml", lambda row: row.score.structures["tumor"].overlap.false_ml),
     ):
         found = compare([value(r) for r in rows], [value(r) for r in baseline], patients)
-        pairs[name] = {
-            "mean": found.mean,
-            "interval": found.interval,
-            "p_wilcoxon": found.p_wilcoxon,
-            "verdict": found.verdict,
-        }
+        told = ("mean", "interval", "p_wilcoxon", "verdict")
+        pairs[name] = {key: getattr(found, key) for key in told}
     return pairs
 
 

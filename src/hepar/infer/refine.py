@@ -7,11 +7,24 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from hepar.errors import InputRefused
+
+USUAL_ML = (600.0, 4000.0)
 MOVE_MM = 8.0
 # Distance from the coarse border at which its word is as good as a probability of 1 / (1 + e).
 BELIEF_MM = 3.0
 # Below this agreement the finer network's border is not to be believed.
 MIN_DICE = 0.85
+
+
+def no_liver(stage: str, detail: str) -> InputRefused:
+    """`E_NO_LIVER`: what a stage found is none."""
+    return InputRefused(
+        "E_NO_LIVER",
+        stage,
+        f"no liver was found in the reference phase: {detail}",
+        "check that the series shows the upper abdomen, in HU, and is the right way up",
+    )
 
 
 def refined_liver(

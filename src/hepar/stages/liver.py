@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from hepar.errors import InputRefused
 from hepar.geometry import Box, Grid
 from hepar.infer.bundle import Model
 from hepar.infer.calibrate import LiverCalibration
 from hepar.infer.components import fill_holes, largest
+from hepar.infer.refine import USUAL_ML, no_liver
 from hepar.infer.streaks import streaked_share
 from hepar.infer.tiling import Tiling, predict
 from hepar.infer.windows import slabs
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 BOX_MARGIN_MM = 10.0
 # A cut through the dome or the tip is small; a cut through the organ is not.
 TRUNCATED_MM2 = 1000.0
-USUAL_ML = (600.0, 4000.0)
 # Share of the liver's slices with streaks: 0 to 0.1 in clean scans, 0.4 and more in spoiled ones.
 STREAKED = 0.2
 # Where the network is unsure, tissue halfway between liver and fat is not liver.
@@ -74,7 +73,7 @@ def find_liver(aligned: AlignedStudy, model: Model, *, tiling: Tiling | None = N
     liver_ml = float(liver[around.slices].sum()) * reference.grid.voxel_ml
     box = liver_box(liver, reference.grid, BOX_MARGIN_MM)
     if box is None or liver_ml < calibration.min_volume_ml:
-        raise _no_liver(f"the largest candidate measures {liver_ml:.0f} ml")
+        raise no_liver("liver", f"the largest candidate measures {liver_ml:.0f} ml")
     found = _warnings(liver, reference.grid, liver_ml)
     found += _streaks(reference, liver, box)
     return LiverCase(aligned, liver, box, liver_ml, found)
@@ -110,19 +109,10 @@ def _refuse_if_none(
 ) -> None:
     volume_ml = float(core.sum()) * grid.voxel_ml
     if volume_ml < calibration.min_volume_ml:
-        raise _no_liver(f"the largest candidate measures {volume_ml:.0f} ml")
+        raise no_liver("liver", f"the largest candidate measures {volume_ml:.0f} ml")
     mean = float(probability[core].mean())
     if mean < calibration.min_mean_probability:
-        raise _no_liver(f"the best candidate has a mean probability of {mean:.2f}")
-
-
-def _no_liver(detail: str) -> InputRefused:
-    return InputRefused(
-        "E_NO_LIVER",
-        "liver",
-        f"no liver was found in the reference phase: {detail}",
-        "check that the series shows the upper abdomen, in HU, and is the right way up",
-    )
+        raise no_liver("liver", f"the best candidate has a mean probability of {mean:.2f}")
 
 
 def _box_on(fine: Grid, coarse: Grid, mask: NDArray[np.bool_]) -> Box:

@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from hepar.errors import InputRefused
 from hepar.geometry import Box, Grid
 from hepar.infer.bundle import Model
 from hepar.infer.calibrate import TumorCalibration, lesion_chance, temper
 from hepar.infer.components import Component, components, fill_holes, largest
 from hepar.infer.measure import liver_hu, measure_lesion
-from hepar.infer.refine import refined_liver
+from hepar.infer.refine import USUAL_ML, no_liver, refined_liver
 from hepar.infer.tiling import Tiling, predict
 from hepar.preprocess import AIR_HU, working_grid
 from hepar.resampling import resample
@@ -25,8 +24,8 @@ from hepar.systems.baselines.hu_threshold import HuThresholdSettings, hu_thresho
 
 # How far beyond the liver mask a system that sees the surroundings may draw a lesion.
 REACH_MM = 3.0
-# What is smaller than a liver and looks like none to the system that redraws it, is none.
-SMALL_ML, MIN_AGREEMENT = 600.0, 0.7
+# What is smaller than a liver and agrees less with the system that redraws it, is none.
+MIN_AGREEMENT = 0.7
 _DISAGREE = (
     "W_LIVER_OUTLINE: the two networks disagree about the liver; the coarse mask is kept, and "
     "lesions need a second look"
@@ -237,14 +236,9 @@ def _outline(
     """The liver on the voxels of its box, in one piece and without holes."""
     refined, agreement = refined_liver(coarse, organ, source.spacing_mm)
     liver_ml = float(coarse.sum()) * source.voxel_ml
-    if agreement < MIN_AGREEMENT and liver_ml < SMALL_ML:
-        raise InputRefused(
-            "E_NO_LIVER",
-            "tumor",
-            f"no liver was found: of {liver_ml:.0f} ml that one network took for it, the other "
-            f"recognizes little (Dice {agreement:.2f})",
-            "check that the series shows the upper abdomen, in HU, and is the right way up",
-        )
+    if agreement < MIN_AGREEMENT and liver_ml < USUAL_ML[0]:
+        detail = f"of {liver_ml:.0f} ml taken for it the finer network recognizes little"
+        raise no_liver("tumor", f"{detail} (Dice {agreement:.2f})")
     if refined is None:
         return None
     return fill_holes(largest(_back(refined, source, box_grid, None) >= 0.5))
