@@ -27,7 +27,7 @@ from hepar.errors import InputRefused, UsageError
 from hepar.geometry import Grid
 from hepar.io.nifti import write_nifti
 from hepar.phantom.anatomy import anatomy
-from hepar.preprocess import slice_input
+from hepar.preprocess import context_indices, slice_input
 from hepar.recipe import CohortData, LiverMask, PatchSettings, PhantomTumorData, PhaseDropout
 from hepar.systems.base import InputSpec
 
@@ -237,9 +237,7 @@ def test_oracle_whole_case_shows_what_the_stage_would():
     for z, piece in enumerate(cut.pieces):
         expected = slice_input(
             case.hu[1],
-            z,
-            offsets_mm=SPEC.slice_offsets_mm,
-            spacing_z_mm=5.0,
+            context_indices(SHAPE[0], z, SPEC.slice_offsets_mm, 5.0),
             windows_hu=SPEC.windows_hu,
             liver=case.liver,
         )

@@ -6,18 +6,34 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
 from hepar.errors import UsageError
-from hepar.recipe import Recipe, dump_recipe, load_recipe, parse_recipe, recipe_hash
+from hepar.geometry import Grid
+from hepar.io.nifti import write_nifti
+from hepar.recipe import Recipe, dump_recipe, in_steps, load_recipe, parse_recipe, recipe_hash
 from hepar.systems.table import SYSTEMS, build, lookup
 from hepar.train.loop import train
+from hepar.train.schedule import learning_rate
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+SCALES = ("toy", "reduced", "full")
+# Rows of papers lie beside a folder of scales, one of which each of them extends.
+ROWS = sorted(
+    path
+    for folder in (ROOT / "recipes").glob("*/scale")
+    for path in folder.parent.glob("*.yaml")
+    if "scale/full.yaml" in path.read_text()
+)
+RECIPES = sorted(
+    path
+    for path in (ROOT / "recipes").rglob("*.yaml")
+    if path not in ROWS and path.parent.name != "scale"
+)
 LITE = ROOT / "recipes" / "sam_urim" / "lite.yaml"
 
 # What makes any recipe of a system and a kind of data small enough for a test.
@@ -47,7 +63,22 @@ TOY = {
         "data.phantom_shape=[32, 32, 32]",
         "data.phantom_spacing_mm=[8.0, 10.0, 10.0]",
     ),
-    "all": ("schedule.steps=1", "schedule.batch_size=2", "schedule.warmup=0"),
+    "cohort": ("data.samples_per_case=2",),
+    "all": ("schedule.counted_in=steps", "schedule.steps=1", "schedule.batch_size=2", "schedule.warmup=0"),
+}
+
+
+# Of rows only sizes are changed, never what makes the row.
+TOY_ROW = {
+    "sam_urim": (
+        "system.base_width=16",
+        "system.patch=[32, 32]",
+        "system.decoder_width=8",
+        "system.urim_width=8",
+    ),
+    "mc_fcn": ("system.base_width=2", "system.patch=[32, 32]"),
+    "mw_unet": ("system.base_width=2", "system.patch=[32, 32]"),
+    "pa_resseg": ("system.base_width=4", "system.patch=[32, 32]"),
 }
 
 
@@ -62,6 +93,24 @@ def plain(**changes):
 
 
 @pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """Two patients on disk, one of them held out."""
+    folder = tmp_path_factory.mktemp("cohort")
+    rng = np.random.default_rng(0)
+    lines = ["case_id,patient_id,art,pv,label,split"]
+    for name, split in (("a", "train"), ("b", "validation")):
+        grid = Grid.axial((3, 32, 32), (5.0, 2.0, 2.0))
+        label = np.zeros(grid.shape, np.uint8)
+        label[:, 4:28, 4:28], label[1, 10:16, 10:16] = 1, 2
+        for phase in ("art", "pv"):
+            write_nifti(folder / f"{name}-{phase}.nii", rng.integers(0, 150, grid.shape), grid)
+        write_nifti(folder / f"{name}-label.nii", label, grid)
+        lines.append(f"{name},{name},{name}-art.nii,{name}-pv.nii,{name}-label.nii,{split}")
+    (folder / "cohort.csv").write_text("\n".join(lines) + "\n")
+    return folder / "cohort.csv"
+
+
+@pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
@@ -70,7 +119,23 @@ def cache(tmp_path_factory):
 def test_property_every_recipe_loads_and_takes_a_step(path, cache, tmp_path):
     recipe = load_recipe(path)
     small = (*TOY[recipe.system.name], *TOY[recipe.data.kind], *TOY["all"])
-    recipe = load_recipe(path, small)
+    take_a_step(load_recipe(path, small), cache, tmp_path)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("path", ROWS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_property_every_row_of_a_paper_takes_a_step_at_every_scale(
+    path, scale, cohort, cache, tmp_path
+):
+    base = path.parent / "scale" / f"{scale}.yaml"
+    as_shipped = load_recipe(path, base=base)
+    assert as_shipped.system.patch == (512, 512) if scale == "full" else (128, 128)
+    small = (*TOY_ROW[as_shipped.system.name], *TOY["cohort"], *TOY["all"])
+    small = (*small, f"data.path={cohort}", "data.fold=null")
+    take_a_step(load_recipe(path, small, base=base), cache, tmp_path)
+
+
+def take_a_step(recipe, cache, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     result = train(recipe, tmp_path, cache_dir=cache, workers=0)
@@ -107,6 +172,30 @@ def test_property_extends_goes_one_level_deep(tmp_path):
     (tmp_path / "deep.yaml").write_text("extends: row.yaml\n")
     with pytest.raises(UsageError, match="itself extends"):
         load_recipe(tmp_path / "deep.yaml")
+
+
+def test_property_a_row_takes_its_scale_from_another_base(tmp_path):
+    for scale, steps in (("full", 9), ("toy", 3)):
+        tree = {"name": scale, "data": {"kind": "phantom"}, "schedule": {"steps": steps}}
+        tree |= {"system": {"preset": "lite"}, "seed": 5}
+        (tmp_path / f"{scale}.yaml").write_text(yaml.safe_dump(tree))
+    row = tmp_path / "row.yaml"
+    row.write_text("extends: full.yaml\nname: row\nsystem: {name: sam_urim, urim: false}\n")
+    full, toy = load_recipe(row), load_recipe(row, base=tmp_path / "toy.yaml")
+    assert (full.schedule.steps, toy.schedule.steps) == (9, 3)
+    for recipe in (full, toy):
+        assert (recipe.name, recipe.seed, recipe.system.urim) == ("row", 5, False)
+        assert recipe.system.decoder_width == 64  # the scale's preset, of the row's system
+
+
+def test_closed_form_epochs_become_steps():
+    tree = plain(schedule={"counted_in": "epochs", "steps": 150, "lr_every": 50, "batch_size": 4})
+    recipe = in_steps(parse_recipe(tree), samples=97 * 64 + 1)
+    schedule = recipe.schedule
+    assert (schedule.counted_in, schedule.steps, schedule.lr_every) == ("steps", 232950, 77650)
+    assert in_steps(recipe, samples=3) == recipe
+    rates = [learning_rate(schedule, step) for step in (0, 77649, 77650, 155300)]
+    np.testing.assert_allclose(rates, [5e-4, 5e-4, 5e-5, 5e-6])
 
 
 def test_property_another_member_of_a_union_replaces_the_section(tmp_path):

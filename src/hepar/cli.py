@@ -35,6 +35,13 @@ Phases = Annotated[
     ),
 ]
 
+Overrides = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(
+        name="set", metavar="KEY=VALUE", help="Change a value of the recipe: schedule.steps=50."
+    ),
+]
+
 
 def segment(
     study: Annotated[
@@ -206,14 +213,7 @@ def train(
     /,
     *,
     out: Out,
-    overrides: Annotated[
-        UseAppendAction[tuple[str, ...]],
-        arg(
-            name="set",
-            metavar="KEY=VALUE",
-            help="Change a value of the recipe, e.g. schedule.steps=50.",
-        ),
-    ] = (),
+    overrides: Overrides = (),
     cache: Annotated[
         Path | None, arg(help="Folder for prepared cases; OUT/cache by default.")
     ] = None,
@@ -307,6 +307,47 @@ def evaluate(
             sys.stdout.write(f"page: {out / 'evaluation.html'}\n")
 
 
+def reproduce(
+    system: Annotated[Positional[str], arg(metavar="SYSTEM", help="Whose paper: sam_urim.")],
+    table: Annotated[Positional[str], arg(metavar="TABLE", help="table1, table2, ...")],
+    /,
+    *,
+    cohort: Annotated[Path, arg(help="Folder with cohort.csv, or the file.")],
+    out: Out,
+    scale: Annotated[
+        Literal["toy", "reduced", "full"], arg(help="Minutes on a CPU, on a GPU; as published.")
+    ] = "toy",
+    fold: Annotated[
+        int | None, arg(help="Test this fold; the test split, or every fold, by default.")
+    ] = None,
+    seeds: Annotated[tuple[int, ...], arg(help="Of training.")] = (0, 1, 2),
+    rows: Annotated[tuple[str, ...], arg(help="Only these recipes of the table.")] = (),
+    overrides: Overrides = (),
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Train, score and tabulate the rows of a paper's table; what is done is not done again."""
+    from hepar.reproduce import Job
+    from hepar.reproduce import reproduce as run
+
+    with progress(quiet) as step:
+        job = Job(
+            system=system,
+            cohort=cohort / "cohort.csv" if cohort.is_dir() else cohort,
+            scale=scale,
+            out=out,
+            fold=fold,
+            seeds=seeds,
+            rows=rows,
+            overrides=overrides,
+            device=pick_device(device),
+            progress=step,
+            note=step.note,
+        )
+        path = run(job, table)
+    sys.stdout.write(path.read_text(encoding="utf-8"))
+
+
 def info(
     subject: Annotated[
         Positional[str | None], arg(metavar="SUBJECT", help="A system's name or a model folder.")
@@ -352,6 +393,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "phantom": phantom,
     "train": train,
     "evaluate": evaluate,
+    "reproduce": reproduce,
     "info": info,
     "demo": demo,
 }

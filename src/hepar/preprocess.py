@@ -5,6 +5,8 @@ The training cache and the stages call the same lines, so training and use canno
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,7 +47,11 @@ def working_grid(grid: Grid, spacing_mm: tuple[float, float, float] | None) -> G
 
 
 def context_indices(
-    n_slices: int, index: int, offsets_mm: tuple[float, ...], spacing_z_mm: float
+    n_slices: int,
+    index: int,
+    offsets_mm: tuple[float, ...],
+    spacing_z_mm: float,
+    offsets: tuple[int, ...] | None = None,
 ) -> list[int]:
     """Slices at given distances from a slice; beyond either end the edge slice repeats.
 
@@ -55,22 +61,45 @@ def context_indices(
         offsets_mm: distances along z. A non-zero offset is at least one slice away, so that thick
             slices still give three different slices.
         spacing_z_mm: distance between slices.
+        offsets: distances counted in slices instead; three adjacent slices are then 1.2 mm of one
+            scan and 10 mm of another.
     """
-    found = []
-    for offset in offsets_mm:
-        steps = round(offset / spacing_z_mm)
-        if steps == 0 and offset != 0:
-            steps = 1 if offset > 0 else -1
-        found.append(min(max(index + steps, 0), n_slices - 1))
-    return found
+    if offsets is None:
+        offsets = tuple(_steps(offset, spacing_z_mm) for offset in offsets_mm)
+    return [min(max(index + steps, 0), n_slices - 1) for steps in offsets]
+
+
+@runtime_checkable
+class SliceContext(Protocol):
+    """Which slices a system sees beside a slice; see `systems.base.InputSpec`."""
+
+    @property
+    def slice_offsets_mm(self) -> tuple[float, ...]:
+        """Distances in mm."""
+        ...
+
+    @property
+    def slice_offsets(self) -> tuple[int, ...] | None:
+        """Distances in slices; None where those in mm hold."""
+        ...
+
+
+def slice_context(spec: SliceContext, n_slices: int, index: int, spacing_z_mm: float) -> list[int]:
+    """The slices that a system sees at a slice; see `context_indices`."""
+    return context_indices(n_slices, index, spec.slice_offsets_mm, spacing_z_mm, spec.slice_offsets)
+
+
+def _steps(offset_mm: float, spacing_z_mm: float) -> int:
+    steps = round(offset_mm / spacing_z_mm)
+    if steps == 0 and offset_mm != 0:
+        return 1 if offset_mm > 0 else -1
+    return steps
 
 
 def slice_input(
     hu: NDArray[np.int16] | NDArray[np.float32],
-    index: int,
+    chosen: list[int],
     *,
-    offsets_mm: tuple[float, ...],
-    spacing_z_mm: float,
     windows_hu: tuple[tuple[float, float], ...],
     liver: NDArray[np.bool_] | None,
 ) -> NDArray[np.float32]:
@@ -78,16 +107,13 @@ def slice_input(
 
     Args:
         hu: `(z, y, x)` of one phase.
-        index: center slice.
-        offsets_mm: context along z.
-        spacing_z_mm: distance between slices.
+        chosen: slices of the context, see `context_indices`.
         windows_hu: one window an intensity channel.
         liver: `(z, y, x)`; voxels outside become 0, the lower bound of the window; None keeps all.
 
     Returns:
         `(windows x offsets, y, x)` in [0, 1].
     """
-    chosen = context_indices(hu.shape[0], index, offsets_mm, spacing_z_mm)
     channels = []
     for limits in windows_hu:
         for z in chosen:

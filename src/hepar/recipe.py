@@ -129,13 +129,14 @@ class CohortData(PatchSettings):
 
     Attributes:
         path: `cohort.csv`.
-        fold: patients of this fold are held out.
+        fold: patients of this fold are held out; None holds out those whose `split` is
+            `validation`.
         margin_mm: kept around the liver.
     """
 
     kind: Literal["cohort"] = "cohort"
     path: Path
-    fold: Annotated[int, Field(ge=0)] = 0
+    fold: Annotated[int, Field(ge=0)] | None = None
     margin_mm: NonNegative = 12.0
 
 
@@ -184,6 +185,8 @@ class Schedule(Strict):
     """Optimizer and length of a run.
 
     Attributes:
+        counted_in: what `steps`, `warmup` and `lr_every` count; epochs become steps once the data
+            are known (`in_steps`).
         lr_schedule: `constant`; `step`, times `lr_factor` every `lr_every` steps; `poly` to the
             power `lr_power`; `cosine`, ending at zero.
         warmup: steps of linear warm-up before the schedule.
@@ -198,6 +201,7 @@ class Schedule(Strict):
     lr: Positive = 5e-4
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     weight_decay: NonNegative = 1e-4
+    counted_in: Literal["steps", "epochs"] = "steps"
     steps: Count
     batch_size: Count = 8
     lr_schedule: Literal["constant", "step", "poly", "cosine"] = "constant"
@@ -269,19 +273,20 @@ class Recipe(Strict):
     augment: Augment = Augment()
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), *, base: Path | None = None) -> Recipe:
     """Read a recipe.
 
     Args:
         path: YAML; may name one base file in `extends`, relative to itself.
         overrides: `a.b=c`, the value being YAML; applied last.
+        base: file to extend instead: the same row of a table at another scale.
 
     Raises:
         UsageError: `E_RECIPE`, naming the key and the nearest known one.
     """
     path = Path(path)
     try:
-        tree = strict_yaml.read(path)
+        tree = strict_yaml.read(path, base)
         for override in overrides:
             tree = strict_yaml.apply(tree, override)
     except ValueError as error:
@@ -307,6 +312,22 @@ def parse_recipe(tree: Mapping[str, Any], source: str = "recipe") -> Recipe:
         raise _refuse(f"{source}: {strict_yaml.explain(error, Recipe, tree)}") from None
     except (TypeError, ValueError) as error:
         raise _refuse(f"{source}: {error}") from None
+
+
+def in_steps(recipe: Recipe, samples: int) -> Recipe:
+    """The recipe with a schedule counted in steps.
+
+    Args:
+        recipe: counted in either.
+        samples: in an epoch; its last step may reach into the next one.
+    """
+    schedule = recipe.schedule
+    if schedule.counted_in == "steps":
+        return recipe
+    epoch = -(-samples // schedule.batch_size)
+    counted = {name: epoch * getattr(schedule, name) for name in ("steps", "warmup", "lr_every")}
+    changed = schedule.model_copy(update={"counted_in": "steps", **counted})
+    return recipe.model_copy(update={"schedule": changed})
 
 
 def dump_recipe(recipe: Recipe) -> str:

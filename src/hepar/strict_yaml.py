@@ -19,24 +19,26 @@ TAGS = ("name", "kind")
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
-def read(path: Path) -> Tree:
+def read(path: Path, base: Path | None = None) -> Tree:
     """Read a mapping, laid over the one file that its `extends` names.
 
     Args:
         path: YAML file; `extends` is relative to it and goes one level deep.
+        base: file to lay it over instead.
 
     Raises:
         ValueError: unreadable, not a mapping, or a base that extends another file.
     """
     tree = _read_one(path)
-    base = tree.pop("extends", None)
-    if base is None:
+    named = tree.pop("extends", None)
+    if named is None and base is None:
         return tree
-    if not isinstance(base, str):
-        raise ValueError(f"{path.name}: extends must be a file name, got {base!r}.")
-    below = _read_one(path.parent / base)
+    if named is not None and not isinstance(named, str):
+        raise ValueError(f"{path.name}: extends must be a file name, got {named!r}.")
+    file = base or path.parent / str(named)
+    below = _read_one(file)
     if "extends" in below:
-        raise ValueError(f"{path.name} extends {base}, which itself extends another file.")
+        raise ValueError(f"{path.name} extends {file.name}, which itself extends another file.")
     return merge(below, tree)
 
 
@@ -66,7 +68,8 @@ def _numbers(tree: Any) -> Any:
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
     """`top` over `base`, section by section.
 
-    A section that names another member of a union (by a key of `TAGS`) replaces the one below.
+    A section that names another member of a union (by a key of `TAGS`) replaces the one below; one
+    below that names none holds for any member.
     """
     merged = dict(base)
     for key, value in top.items():
@@ -74,7 +77,7 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
         merged[key] = value
         if not isinstance(value, Mapping) or not isinstance(below, Mapping):
             continue
-        if all(tag not in value or value[tag] == below.get(tag) for tag in TAGS):
+        if all(tag not in value or value[tag] == below.get(tag, value[tag]) for tag in TAGS):
             merged[key] = merge(below, value)
     return merged
 

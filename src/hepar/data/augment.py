@@ -266,7 +266,7 @@ class Augmentation:
             )
         # Each window shows every slice of the context.
         self.widths_hu = tuple(
-            high - low for low, high in spec.windows_hu for _ in spec.slice_offsets_mm
+            high - low for low, high in spec.windows_hu for _ in range(spec.slices)
         )
         # Without a spacing there is no misalignment, and its unit does not matter.
         self.spacing_mm = (spec.spacing_mm or (1.0, 1.0, 1.0))[3 - spec.dims :]

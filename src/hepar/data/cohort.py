@@ -132,6 +132,12 @@ def is_test(case: CohortCase) -> bool:
     return case.metadata.get("split", "").lower() == "test"
 
 
+def _is_held_out(case: CohortCase, fold: int | None) -> bool:
+    if fold is None:
+        return case.metadata.get("split", "").lower() == "validation"
+    return case.fold == fold
+
+
 def _case(row: Mapping[str, str], folder: Path, need: tuple[str, ...]) -> CohortCase:
     test = row.get("split", "").lower() == "test"
     for name in ("case_id", "patient_id", *need):
@@ -181,15 +187,25 @@ class CohortCases:
         self.settings, self.spec = settings, spec
         self.cache = ArrayCache(cache_dir)
         self._keys: dict[str, dict[str, Any]] = {}
-        cases = read_cohort(settings.path, need=("label", "fold"))
+        need = ("label",) if settings.fold is None else ("label", "fold")
+        cases = read_cohort(settings.path, need=need)
         cases = tuple(c for c in cases if set(c.images) & set(spec.phases) and not is_test(c))
-        self.train = tuple(c for c in cases if c.fold != settings.fold)
-        self.held_out = tuple(c for c in cases if c.fold == settings.fold)
+        held_out = [_is_held_out(c, settings.fold) for c in cases]
+        self.train = tuple(c for c, out in zip(cases, held_out, strict=True) if not out)
+        self.held_out = tuple(c for c, out in zip(cases, held_out, strict=True) if out)
         if not self.train or not self.held_out:
             counts = f"{len(self.train)} to train on, {len(self.held_out)} held out"
-            phases = ", ".join(spec.phases)
-            raise _refuse(
-                settings.path, [f"fold {settings.fold} leaves {counts} with phases {phases}"]
+            by = "split" if settings.fold is None else f"fold {settings.fold}"
+            problem = f"{by} leaves {counts} with phases {', '.join(spec.phases)}"
+            raise _refuse(settings.path, [problem])
+        lacking = [c.case_id for c in cases if not set(spec.phases) <= set(c.images)]
+        if spec.needs_all_phases and lacking:
+            raise InputRefused(
+                "E_PHASES_REQUIRED",
+                "cohort",
+                f"the system needs all of {', '.join(spec.phases)}, which {len(lacking)} cases "
+                f"lack, {lacking[0]} among them.",
+                "Leave those cases out, or use a system that works without them.",
             )
 
     @property

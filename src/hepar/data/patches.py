@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int16, Int32, Integer, UInt8
 from scipy import ndimage
 
 from hepar.data.sampling import Sample, ValidationCase
-from hepar.preprocess import context_indices, slice_input, window
+from hepar.preprocess import slice_context, slice_input, window
 from hepar.recipe import PatchSettings, PhaseDropout
 from hepar.systems.base import InputSpec
 
@@ -146,17 +146,12 @@ def cut(
     # A slice's context reaches along z, so 2D cuts keep the whole column: a view, not a copy.
     inside, pads = _overlap(case.label.shape, start, size)
     column = (slice(None), *inside[1:])
+    context = slice_context(spec, case.label.shape[0], z, case.spacing_mm[0])
     image = np.zeros((len(present), spec.channels, *spatial), np.float32)
     for phase in np.flatnonzero(present):
         if two:
-            seen = slice_input(
-                case.hu[phase][column],
-                z,
-                offsets_mm=spec.slice_offsets_mm,
-                spacing_z_mm=case.spacing_mm[0],
-                windows_hu=spec.windows_hu,
-                liver=None,
-            )
+            hu = case.hu[phase][column]
+            seen = slice_input(hu, context, windows_hu=spec.windows_hu, liver=None)
         else:
             hu = case.hu[phase][inside]
             seen = np.stack([window(hu, limits) for limits in spec.windows_hu])
@@ -169,7 +164,6 @@ def cut(
     label = class_index(case.label[plane], spec)
     visible = None
     if spec.needs_liver and two:
-        context = context_indices(case.label.shape[0], z, spec.slice_offsets_mm, case.spacing_mm[0])
         shown = np.tile(case.liver[column][context], (n_windows, 1, 1))
         visible = np.pad(shown, [(0, 0), *margin])
     elif spec.needs_liver:

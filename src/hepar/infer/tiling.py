@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from hepar.errors import InputRefused, ResourceExhausted
 from hepar.geometry import Box
 from hepar.infer.windows import padded_size, windows
-from hepar.preprocess import slice_input, window
+from hepar.preprocess import slice_context, slice_input, window
 from hepar.systems.base import InputSpec, System
 
 log = logging.getLogger(__name__)
@@ -250,16 +250,11 @@ def _slice_image(scene: _Scene, z: int, box: Box) -> NDArray[np.float32]:
     _, rows, columns = box.slices
     image = np.zeros((len(scene.hu), spec.channels, *box.shape[1:]), dtype=np.float32)
     mask = None if scene.mask is None else scene.mask[:, rows, columns]
+    context = slice_context(spec, scene.shape[0], z, scene.spacing_mm[0])
     for p, volume in enumerate(scene.hu):
         if volume is not None:
-            image[p] = slice_input(
-                volume[:, rows, columns],
-                z,
-                offsets_mm=spec.slice_offsets_mm,
-                spacing_z_mm=scene.spacing_mm[0],
-                windows_hu=spec.windows_hu,
-                liver=mask,
-            )
+            hu = volume[:, rows, columns]
+            image[p] = slice_input(hu, context, windows_hu=spec.windows_hu, liver=mask)
     return image
 
 

@@ -11,7 +11,7 @@ Differs from the paper: no classifier. `stem_stride=2` leaves out the max poolin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jaxtyping import Float
@@ -45,6 +45,17 @@ class TrunkPlan:
         """Output channels of the four stages."""
         expansion = 4 if self.block == "bottleneck" else 1
         return tuple(expansion * p for p in self.planes)
+
+    def of_width(self, base: int) -> TrunkPlan:
+        """The same member with another stem width, all others in proportion.
+
+        Raises:
+            ValueError: a width that its groups do not divide.
+        """
+        planes = tuple(p * base // self.planes[0] for p in self.planes)
+        if planes[0] * self.width_per_group < 64:
+            raise ValueError(f"a base width of {base} leaves the groups without channels")
+        return replace(self, planes=planes)
 
 
 TRUNKS = {

@@ -192,11 +192,15 @@ def _search_region(liver: NDArray[np.bool_], grid: Grid, reach_mm: float) -> NDA
 
 def _on(volume: Volume, box: Box, box_grid: Grid, target: Grid) -> NDArray[np.int16]:
     """HU of the liver box on a working grid, rounded as the training cache rounds them."""
+    if target.is_close(box_grid):
+        return volume.array[box.slices]
     found = resample(volume.array[box.slices], box_grid, target, fill=AIR_HU)
     return np.asarray(np.rint(found).astype(np.int16))
 
 
 def _liver_on(case: LiverCase, box_grid: Grid, target: Grid) -> NDArray[np.bool_]:
+    if target.is_close(box_grid):
+        return case.liver[case.box.slices]
     share = resample(case.liver[case.box.slices].astype(np.uint8), box_grid, target)
     return np.asarray(share >= 0.5)
 

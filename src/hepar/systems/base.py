@@ -32,6 +32,8 @@ class InputSpec:
         window: 3D only: the largest window at use, (z, y, x); None takes the largest that memory
             holds. A network whose norms look at the whole window wants about what it was trained
             on.
+        slice_offsets: 2D only: offsets of the context slices counted in slices, whatever their
+            distance; None uses `slice_offsets_mm`.
     """
 
     dims: Literal[2, 3]
@@ -45,11 +47,17 @@ class InputSpec:
     needs_liver: bool
     needs_all_phases: bool = False
     window: tuple[int, int, int] | None = None
+    slice_offsets: tuple[int, ...] | None = None
+
+    @property
+    def slices(self) -> int:
+        """Slices of the context, the center included."""
+        return len(self.slice_offsets_mm if self.slice_offsets is None else self.slice_offsets)
 
     @property
     def channels(self) -> int:
         """Channels of one phase: context slices x windows."""
-        return len(self.slice_offsets_mm) * len(self.windows_hu)
+        return self.slices * len(self.windows_hu)
 
 
 @dataclass(frozen=True)

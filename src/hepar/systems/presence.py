@@ -22,6 +22,7 @@ class PresentPairs:
         present: which phases of which sample exist.
 
     Attributes:
+        present: the table itself.
         batch: samples.
         phases: phases of the model.
         counts: samples that hold each phase.
@@ -36,6 +37,7 @@ class PresentPairs:
         empty = [sample for sample, row in enumerate(table) if not any(row)]
         if empty:
             raise ValueError(f"samples {empty} of {len(table)} have no phase at all")
+        self.present = present
         self.batch, self.phases = present.shape
         members = [
             [sample for sample in range(self.batch) if table[sample][phase]]
@@ -65,6 +67,14 @@ class PresentPairs:
         if self.counts[phase] == self.batch:
             return x
         whole = x.new_full((self.batch, *x.shape[1:]), fill)
+        return whole.index_copy(0, self._members[phase], x)
+
+    def replace(
+        self, whole: Float[Tensor, "b *rest"], x: Float[Tensor, "m *rest"], phase: int
+    ) -> Float[Tensor, "b *rest"]:
+        """`whole` with other values for the samples that hold a phase."""
+        if self.counts[phase] == self.batch:
+            return x
         return whole.index_copy(0, self._members[phase], x)
 
     def repeat(self, x: Float[Tensor, "b *rest"]) -> Float[Tensor, "n *rest"]:

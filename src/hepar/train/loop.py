@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,9 @@ from hepar.data.sampling import SampleSource, batches
 from hepar.data.sources import open_source
 from hepar.errors import UsageError
 from hepar.io.atomic import atomic_path
-from hepar.recipe import Recipe, dump_recipe, load_recipe, recipe_hash
+from hepar.recipe import Recipe, dump_recipe, in_steps, load_recipe, recipe_hash
 from hepar.systems.base import Batch, InputSpec
+from hepar.systems.table import build
 from hepar.train.checkpoint import TrainState, starting_model, write_tensors
 from hepar.train.history import History
 from hepar.train.repeatable import Deterministic, mixed_seed
@@ -91,6 +92,11 @@ def train(
     """
     began, device = time.monotonic(), torch.device(device)
     _check_precision(recipe, device)
+    if recipe.schedule.counted_in == "epochs":
+        with torch.device("meta"):
+            spec: InputSpec = cast(Any, build(recipe.system)).input_spec
+        source = source or open_source(recipe.data, spec, seed=recipe.seed, cache_dir=cache_dir)
+        recipe = in_steps(recipe, len(source))
     _check_folder(recipe, out_dir, resume)
     with Deterministic(device):
         run = _Run(recipe, out_dir, device)

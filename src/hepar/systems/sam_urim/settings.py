@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PhaseName = Literal["NC", "ART", "PV", "DL"]
 PHASES: tuple[PhaseName, ...] = ("NC", "ART", "PV", "DL")
+NEEDS_ALL = ("ilf", "dlf", "pa")
+"""Fusions that, as published, cannot lack a phase."""
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 # A YAML list is a list: lax for the container alone, each member stays strict.
 Sequence = Field(strict=False)
@@ -19,14 +21,22 @@ class SamUrimSettings(BaseModel):
     Attributes:
         phases: the model's phases, an ordered subset of NC, ART, PV, DL.
         window_hu: intensity window scaled to [0, 1].
-        slice_offsets_mm: context slices along z (paper: adjacent slices of 0.5 or 0.7 mm).
+        slice_offsets: context slices along z counted in slices, as the paper's "three adjacent
+            slices" (0.5 or 0.7 mm apart there); None uses `slice_offsets_mm`.
+        slice_offsets_mm: context slices at distances in mm, the same in thin and thick slices.
         spacing_mm: (z, y, x); None works on the case's own.
         patch: (y, x) pixels of a training patch.
         needs_liver: voxels outside the liver are set to the lower bound of the window.
         class_names: background first.
-        backbone: a trunk of `networks.resnet`.
+        backbone: a trunk of `networks.resnet`, or the encoder of `networks.unet2d`.
+        base_width: channels of the trunk's first convolution; None as published.
         stem_stride: 4 as published; 2 leaves out the trunk's max pooling (ours).
         shared_encoder: one trunk for all phases ("Siamese"); False gives each phase its own.
+        fusion: `sam`, or what the paper compares it with, see `fusion.py`; `none` for one phase.
+        pa_sum_axis: of PA, see `PhaseAttention`: `last` is the authors' code, a constant.
+        mw_softmax: normalize the scalars of MW.
+        presence_channel: each phase carries a channel that says whether it is there, and absent
+            ones enter as zeros (ours): how ILF, DLF and PA can lack a phase.
         pyramid_width: channels of each branch of a SAM mapping, or a quarter of its features.
         pre_softmax: what is applied to the response maps before the softmax over phases.
         branch_relu: ReLU after each branch of the pyramid.
@@ -50,15 +60,22 @@ class SamUrimSettings(BaseModel):
 
     phases: Annotated[tuple[PhaseName, ...], Sequence] = ("ART", "PV")
     window_hu: Annotated[tuple[float, float], Sequence] = (-70.0, 180.0)
+    slice_offsets: Annotated[tuple[int, ...], Sequence, Field(min_length=1)] | None = None
     slice_offsets_mm: Annotated[tuple[float, ...], Sequence, Field(min_length=1)] = (-0.5, 0.0, 0.5)
     spacing_mm: Annotated[tuple[float, float, float], Sequence] | None = None
     patch: Annotated[tuple[int, int], Sequence] = (512, 512)
     needs_liver: bool = True
     class_names: Annotated[tuple[str, ...], Sequence, Field(min_length=2)] = ("background", "tumor")
 
-    backbone: Literal["resnext50", "resnet50", "resnet10"] = "resnext50"
+    backbone: Literal["resnext50", "resnet50", "resnet10", "unet"] = "resnext50"
+    base_width: Annotated[int, Field(ge=1)] | None = None
     stem_stride: Literal[2, 4] = 4
     shared_encoder: bool = True
+
+    fusion: Literal["sam", "add", "mw", "pa", "ilf", "dlf", "none"] = "sam"
+    pa_sum_axis: Literal["last", "first"] = "last"
+    mw_softmax: bool = False
+    presence_channel: bool = False
 
     pyramid_width: Annotated[int, Field(ge=1)] | Literal["C/4"] = 16
     pre_softmax: Literal["none", "sigmoid"] = "none"
@@ -90,6 +107,10 @@ class SamUrimSettings(BaseModel):
                 f"class_weights has {len(self.class_weights)} entries for "
                 f"{len(self.class_names)} classes"
             )
+        if self.fusion == "none" and len(self.phases) > 1:
+            raise ValueError(f"fusion none takes one phase, not {self.phases}")
+        if self.presence_channel and self.fusion not in NEEDS_ALL:
+            raise ValueError(f"fusion {self.fusion} leaves absent phases out; no presence_channel")
         if any(size < 1 or size % self.stride for size in self.patch):
             raise ValueError(f"patch {self.patch} must be multiples of {self.stride}")
         return self
@@ -97,11 +118,26 @@ class SamUrimSettings(BaseModel):
     @property
     def stride(self) -> int:
         """Image sizes must be multiples of this, in pixels."""
-        return 8 * self.stem_stride
+        return 8 * self.decision_stride
+
+    @property
+    def decision_stride(self) -> int:
+        """Pixels of the image to one of A2, of the decision features and of the logits."""
+        return 2 if self.backbone == "unet" else self.stem_stride
+
+    @property
+    def primary(self) -> int:
+        """The phase that is segmented: PV, else DL, else ART, else NC."""
+        return next(self.phases.index(p) for p in ("PV", "DL", "ART", "NC") if p in self.phases)
+
+    @property
+    def needs_all_phases(self) -> bool:
+        """Whether an absent phase must be refused."""
+        return self.fusion in NEEDS_ALL and len(self.phases) > 1 and not self.presence_channel
 
     @classmethod
     def preset(cls, name: str) -> SamUrimSettings:
-        """A named configuration: `paper`, `w16` or `lite`.
+        """A named configuration of `PRESETS`.
 
         Raises:
             KeyError: no such preset.
@@ -109,11 +145,23 @@ class SamUrimSettings(BaseModel):
         return cls.model_validate(PRESETS[name])
 
 
+_ADJACENT = {"slice_offsets": (-1, 0, 1)}
 PRESETS: dict[str, dict[str, object]] = {
     # ResNeXt-50 with the pyramid width that the one public re-implementation uses.
-    "paper": {"pyramid_width": "C/4"},
+    "paper": {"pyramid_width": "C/4", **_ADJACENT},
     # The same with narrow pyramids: 40 M parameters (literal decoder) instead of 136 M.
-    "w16": {"pyramid_width": 16},
+    "w16": {"pyramid_width": 16, **_ADJACENT},
+    # The published network on 128 x 128 pixels, for comparisons on one GPU.
+    "reduced": {"pyramid_width": 16, "patch": (128, 128), **_ADJACENT},
+    # A quarter of every width on 128 x 128 pixels, for comparisons without a GPU.
+    "toy": {
+        "base_width": 16,
+        "pyramid_width": 4,
+        "decoder_width": 64,
+        "urim_width": 32,
+        "patch": (128, 128),
+        **_ADJACENT,
+    },
     # About 2 M parameters, four phases, for laptops.
     "lite": {
         "phases": PHASES,

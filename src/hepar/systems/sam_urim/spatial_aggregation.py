@@ -11,7 +11,9 @@ Inpainting, MICCAI 2021, section 2.1, Fig. 2 (a), Eq. 1 and 2.
 
 Differs from the paper: any number of phases P (the paper's future work), any of them absent in any
 sample: its descriptors are 0, its weight is -inf before the softmax, and its mapping (BatchNorm
-statistics included) sees only the samples that hold it.
+statistics included) sees only the samples that hold it. The softmax over phases is streamed:
+phases are visited one at a time, forward and backward, so that one response map of the size of the
+features is in memory instead of P (`StreamedAggregation`); values and gradients are the same.
 
 Where the paper is silent: both mappings read the descriptors of all phases ("inter-phase"); width
 of the pyramid (`width`); BatchNorm, no ReLU, on the three convolved branches (`branch_relu`);
@@ -21,14 +23,48 @@ confine the weights of two phases to [0.27, 0.73], so off.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from hepar.networks.blocks import at_least_float32, full_precision
 from hepar.systems.presence import PresentPairs
+
+
+class Branch(nn.Sequential):
+    """A convolution of the descriptors and its BatchNorm, at one kernel size.
+
+    Args:
+        in_channels: channels of the descriptors.
+        width: channels out.
+        kernel: odd kernel size.
+    """
+
+    def __init__(self, in_channels: int, width: int, kernel: int) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, width, kernel, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(width),
+        )
+
+    def forward(
+        self, x: Float[Tensor, "m c h w"], *, again: bool = False
+    ) -> Float[Tensor, "m c2 h w"]:
+        """See `normalized` for `again`."""
+        conv, norm = self[0], self[1]
+        return normalized(conv(x), norm, again=again)
+
+
+def normalized(
+    x: Float[Tensor, "m c h w"], norm: nn.Module, *, again: bool
+) -> Float[Tensor, "m c h w"]:
+    """BatchNorm, or a repetition of what it just did that leaves its running statistics alone."""
+    if not (again and norm.training):
+        return norm(x)
+    weight, bias = norm.weight, norm.bias
+    return F.batch_norm(x, None, None, weight, bias, training=True, eps=norm.eps)  # type: ignore[arg-type]
 
 
 class PhaseMapping(nn.Module):
@@ -53,9 +89,9 @@ class PhaseMapping(nn.Module):
     ) -> None:
         super().__init__()
         descriptors = 2 * phases
-        self.local3 = _branch(descriptors, width, 3)
-        self.local5 = _branch(descriptors, width, 5)
-        self.global7 = _branch(descriptors, width, 7)
+        self.local3 = Branch(descriptors, width, 3)
+        self.local5 = Branch(descriptors, width, 5)
+        self.global7 = Branch(descriptors, width, 7)
         self.global_pool = nn.Conv2d(descriptors, width, 1)
         self.act = nn.ReLU() if branch_relu else nn.Identity()
         self.fuse = nn.Conv2d(4 * width, channels, 3, padding=1)
@@ -65,13 +101,23 @@ class PhaseMapping(nn.Module):
             else nn.Identity()
         )
 
-    def forward(self, d: Float[Tensor, "m p2 h w"]) -> Float[Tensor, "m c h w"]:
-        """Initial response map `w_p^(0)`."""
+    def forward(
+        self, d: Float[Tensor, "m p2 h w"], *, again: bool = False
+    ) -> Float[Tensor, "m c h w"]:
+        """Initial response map `w_p^(0)`.
+
+        Args:
+            d: descriptors of the samples that hold the phase.
+            again: the same map a second time, for a backward pass.
+        """
         pooled = self.global_pool(d.mean(dim=(2, 3), keepdim=True))
         # Bilinear up-sampling from 1x1 is a broadcast.
         pooled = pooled.expand(-1, -1, *d.shape[2:])
-        branches = [self.local3(d), self.local5(d), self.global7(d), pooled]
-        return self.bound(self.fuse(self.act(torch.cat(branches, dim=1))))
+        branches = [b(d, again=again) for b in (self.local3, self.local5, self.global7)]
+        response = self.fuse(self.act(torch.cat([*branches, pooled], dim=1)))
+        if isinstance(self.bound, nn.Identity):
+            return response
+        return self.bound[1](normalized(response, self.bound[0], again=again))
 
 
 class SpatialAggregation(nn.Module):
@@ -107,13 +153,11 @@ class SpatialAggregation(nn.Module):
         self, features: Float[Tensor, "n c h w"], pairs: PresentPairs
     ) -> Float[Tensor, "b c h w"]:
         """Eq. 1: `F_Aggr`."""
-        weights = self.weights(features, pairs)
-        products = [
-            w * pairs.spread(f, phase, fill=0.0)
-            for phase, (f, w) in enumerate(zip(pairs.split(features), weights, strict=True))
-            if w is not None
-        ]
-        return sum(products[1:], start=products[0]).to(features.dtype)
+        d = descriptors(features, pairs)
+        if not torch.is_grad_enabled():
+            return stream(self, features, d, pairs)[0]
+        found: Tensor = StreamedAggregation.apply(self, pairs, features, d, *self.parameters())
+        return found
 
     def weights(
         self, features: Float[Tensor, "n c h w"], pairs: PresentPairs
@@ -121,6 +165,7 @@ class SpatialAggregation(nn.Module):
         """Response maps `w_p`, float32 at least, 1 in sum over the phases of a sample.
 
         None for a phase that no sample of the batch holds; 0 where a sample lacks the phase.
+        All at once: to look at, not on the way to `forward`.
         """
         d = descriptors(features, pairs)
         present = [phase for phase in range(pairs.phases) if pairs.counts[phase]]
@@ -132,6 +177,98 @@ class SpatialAggregation(nn.Module):
         for phase, weight in zip(present, softmax_over_phases(responses), strict=True):
             weights[phase] = weight
         return weights
+
+
+def stream(
+    sam: SpatialAggregation,
+    features: Float[Tensor, "n c h w"],
+    d: Float[Tensor, "b p2 h w"],
+    pairs: PresentPairs,
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+    """Eq. 1 phase by phase: `F_Aggr`, and log sum_p exp(w_p^(0)), float32 at least.
+
+    With A and L over the phases seen so far, the next one takes the share
+    w = exp(r) / (exp(L) + exp(r)) = sigmoid(r - L):
+
+        A <- A + w (F_p - A),  L <- log(exp(L) + exp(r))
+
+    Both are stable for any r, and A is always a mean of features.
+    """
+    aggregated = total = None
+    parts = pairs.split(features)
+    for phase in (p for p in range(pairs.phases) if pairs.counts[p]):
+        response = sam.mappings[phase](pairs.of_phase(d, phase))
+        with full_precision(response):
+            r, f = at_least_float32(response), at_least_float32(parts[phase])
+            if total is None or aggregated is None:
+                aggregated = pairs.spread(f, phase, fill=0.0)
+                total = pairs.spread(r, phase, fill=float("-inf"))
+                continue
+            before = pairs.of_phase(total, phase)
+            mixed = torch.lerp(pairs.of_phase(aggregated, phase), f, torch.sigmoid(r - before))
+            aggregated = pairs.replace(aggregated, mixed, phase)
+            total = pairs.replace(total, torch.logaddexp(before, r), phase)
+    assert aggregated is not None and total is not None
+    return aggregated.to(features.dtype), total
+
+
+class StreamedAggregation(torch.autograd.Function):
+    """`stream` with a backward pass that makes each response map again when its turn comes.
+
+    Kept from the forward pass: features, descriptors, F_Aggr and L. With w_p = exp(r_p - L) and
+    g = dLoss/dF_Aggr,
+
+        dLoss/dF_p = g w_p,  dLoss/dr_p = g w_p (F_p - F_Aggr),
+
+    and what lies before r_p is differentiated on the repeated map.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, sam: Any, pairs: Any, features: Tensor, d: Tensor, *_: Tensor) -> Tensor:
+        """As `stream`; the parameters are given so that autograd knows of them."""
+        aggregated, total = stream(sam, features, d, pairs)
+        if len(features) == pairs.batch:  # one phase each: what came in must not go out as it is
+            aggregated = aggregated.clone()
+        ctx.sam, ctx.pairs = sam, pairs
+        ctx.autocast = _autocast_of(features)
+        ctx.save_for_backward(features, d, aggregated, total)
+        return aggregated
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Gradients of the features, the descriptors and every parameter."""
+        features, d, aggregated, total = ctx.saved_tensors
+        sam, pairs = ctx.sam, ctx.pairs
+        of_features = torch.empty_like(features)
+        of_d = torch.zeros_like(d)
+        parameters = list(sam.parameters())
+        found: dict[int, Tensor] = {}
+        parts = zip(pairs.split(features), pairs.split(of_features), strict=True)
+        for phase, (f, of_f) in enumerate(parts):
+            if not pairs.counts[phase]:
+                continue
+            inner = pairs.of_phase(d, phase).detach().requires_grad_()
+            with torch.enable_grad(), ctx.autocast():
+                response = sam.mappings[phase](inner, again=True)
+            own = list(sam.mappings[phase].parameters())
+            with torch.no_grad(), full_precision(g):
+                weight = torch.exp(at_least_float32(response) - pairs.of_phase(total, phase))
+                weight *= at_least_float32(pairs.of_phase(g, phase))
+                of_f.copy_(weight)
+                weight *= at_least_float32(f) - pairs.of_phase(aggregated, phase)
+            grads = torch.autograd.grad(response, [inner, *own], weight.to(response.dtype))
+            of_d = pairs.replace(of_d, pairs.of_phase(of_d, phase) + grads[0], phase)
+            found |= {id(p): grad for p, grad in zip(own, grads[1:], strict=True)}
+        return None, None, of_features, of_d, *(found.get(id(p)) for p in parameters)
+
+
+def _autocast_of(x: Tensor) -> Any:
+    """The autocast in force on the device of a tensor, to be entered again later."""
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind):
+        return lambda: full_precision(x)
+    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled)
 
 
 def descriptors(
@@ -166,10 +303,3 @@ def modulate(
 ) -> Float[Tensor, "n c h w"]:
     """Eq. 2: `F_p^(m) = (F_p + F_Aggr) / 2`, what the next block of stream p sees."""
     return 0.5 * (features + pairs.repeat(aggregated))
-
-
-def _branch(in_channels: int, width: int, kernel: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, width, kernel, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(width),
-    )

@@ -6,6 +6,7 @@ Inpainting, MICCAI 2021. Choices where the paper is silent, and differences: pap
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 from hepar.losses import cross_entropy, soft_dice
 from hepar.networks.blocks import ConvNormAct, at_least_float32, resize_to
 from hepar.networks.resnet import TRUNKS, ResNetTrunk
+from hepar.networks.unet2d import UNetTrunk
 from hepar.systems.base import Batch, InputSpec
 from hepar.systems.presence import PresentPairs
+from hepar.systems.sam_urim.fusion import GUIDED, fusion
 from hepar.systems.sam_urim.settings import SamUrimSettings
-from hepar.systems.sam_urim.spatial_aggregation import SpatialAggregation, modulate
+from hepar.systems.sam_urim.spatial_aggregation import modulate
 from hepar.systems.sam_urim.uncertain_region_inpainting import UncertainRegionInpainting
 
 LEVELS = (2, 3, 4, 5)
@@ -83,30 +86,36 @@ class SamUrim(nn.Module):
             patch=settings.patch,
             stride=settings.stride,
             needs_liver=settings.needs_liver,
+            needs_all_phases=settings.needs_all_phases,
+            slice_offsets=settings.slice_offsets,
         )
-        plan, phases = TRUNKS[settings.backbone], len(settings.phases)
-        self.trunks = nn.ModuleList(
-            ResNetTrunk(plan, self.input_spec.channels, settings.stem_stride)
-            for _ in range(1 if settings.shared_encoder else phases)
-        )
+        streams = 1 if settings.shared_encoder or settings.fusion == "ilf" else self.n_phases
+        self.trunks = nn.ModuleList(_trunk(settings, self.in_channels) for _ in range(streams))
+        channels = cast("ResNetTrunk", self.trunks[0]).channels
+        # Named for the paper's module, whatever a row puts in its place.
         self.sams = nn.ModuleDict(
-            {
-                str(level): SpatialAggregation(
-                    phases,
-                    channels,
-                    settings.pyramid_width,
-                    branch_relu=settings.branch_relu,
-                    pre_softmax=settings.pre_softmax,
-                )
-                for level, channels in zip(LEVELS, plan.channels, strict=True)
-            }
+            {str(level): fusion(settings, c) for level, c in zip(LEVELS, channels, strict=True)}
         )
-        self.decoder = Decoder(plan.channels, settings)
+        if settings.fusion == "dlf":
+            self.decoder: Decoder | DecisionFusion = DecisionFusion(channels, settings)
+        else:
+            self.decoder = Decoder(channels, settings)
         self.urim = _urim(settings) if settings.urim else None
         weights = settings.class_weights
         self.register_buffer(
             "class_weights", None if weights is None else torch.tensor(weights), persistent=False
         )
+
+    @property
+    def n_phases(self) -> int:
+        """P."""
+        return len(self.settings.phases)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of a trunk's image."""
+        one = self.input_spec.channels + self.settings.presence_channel
+        return one * self.n_phases if self.settings.fusion == "ilf" else one
 
     def targets(self, batch: Batch) -> Int[Tensor, "b h w"]:
         """The label at full resolution."""
@@ -120,9 +129,15 @@ class SamUrim(nn.Module):
                 multiple of `input_spec.stride`.
         """
         self._check(image, present)
+        if self.settings.presence_channel:
+            image, present = with_presence(image, present)
+        if self.settings.fusion == "ilf":
+            image, present = image.flatten(1, 2).unsqueeze(1), present[:, :1]
         pairs = PresentPairs(present)
-        aggregated = self.encode(pairs.gather(image), pairs)
-        features, init_logits = self.decoder(aggregated)
+        if isinstance(self.decoder, DecisionFusion):
+            features, init_logits = self.decoder(self.streams(pairs.gather(image), pairs))
+        else:
+            features, init_logits = self.decoder(self.encode(pairs.gather(image), pairs))
         if self.urim is None:
             return Outputs(init_logits, init_logits, None, None)
         refined = self.urim(init_logits, features)
@@ -140,9 +155,21 @@ class SamUrim(nn.Module):
             x = self._block(level, x, pairs)
             a = self.sams[str(level)](x, pairs)
             aggregated.append(a)
-            if level != LEVELS[-1]:  # nothing reads the modulated features of B5
+            # Nothing reads the modulated features of B5.
+            if level != LEVELS[-1] and self.settings.fusion in GUIDED:
                 x = modulate(x, a, pairs)
         return aggregated
+
+    def streams(
+        self, x: Float[Tensor, "n c h w"], pairs: PresentPairs
+    ) -> list[list[Float[Tensor, "b _ _ _"]]]:
+        """DLF: the features of B2..B5 of each phase, which know nothing of each other."""
+        x = self._block(1, x, pairs)
+        levels = []
+        for level in LEVELS:
+            x = self._block(level, x, pairs)
+            levels.append(pairs.split(x))
+        return [list(of_phase) for of_phase in zip(*levels, strict=True)]
 
     def loss(self, outputs: Outputs, targets: Int[Tensor, "b h w"]) -> Float[Tensor, ""]:
         """`L_init + L_final`, equal weights, logits up-sampled to the label; -1 is ignored."""
@@ -155,7 +182,7 @@ class SamUrim(nn.Module):
         """Probabilities of the final logits at image resolution, float32."""
         logits = outputs.final_logits.float()
         height, width = logits.shape[-2:]
-        stride = self.settings.stem_stride
+        stride = self.settings.decision_stride
         return resize_to(logits, (height * stride, width * stride)).softmax(dim=1)
 
     def _segmentation_loss(
@@ -169,7 +196,7 @@ class SamUrim(nn.Module):
         self, number: int, x: Float[Tensor, "n _ _ _"], pairs: PresentPairs
     ) -> Float[Tensor, "n _ _ _"]:
         """A block of the shared trunk on all pairs, or of each phase's own trunk on its pairs."""
-        trunks = cast("list[ResNetTrunk]", list(self.trunks))
+        trunks = cast("list[ResNetTrunk | UNetTrunk]", list(self.trunks))
         if len(trunks) == 1:
             return trunks[0].stage(number, x)
         parts = zip(trunks, pairs.split(x), strict=True)
@@ -182,6 +209,8 @@ class SamUrim(nn.Module):
                 f"expected {phases} phases {self.settings.phases}, got an image of "
                 f"{tuple(image.shape)} and presence of {tuple(present.shape)}"
             )
+        if self.input_spec.needs_all_phases and not bool(present.all()):
+            raise ValueError(f"fusion {self.settings.fusion} needs all of {self.settings.phases}")
         if image.shape[-2] % stride or image.shape[-1] % stride:
             raise ValueError(
                 f"image of {tuple(image.shape[-2:])} pixels: both sizes must be multiples of "
@@ -189,19 +218,19 @@ class SamUrim(nn.Module):
             )
 
 
-class Decoder(nn.Module):
-    """Aggregated features of four levels to decision features and initial logits.
+class DecisionFeatures(nn.Module):
+    """Features of four levels to decision features at the resolution of A2.
 
     `literal`: up-sample, 3x3 to D, at the resolution of A2. `project_first`: 1x1 to D at native
-    size, up-sample. Then both concatenate, 3x3 to D (the decision features), 3x3 D, 1x1 to K. The
-    two are different networks: a 1x1 commutes with bilinear up-sampling, a 3x3 does not.
+    size, up-sample. Then both concatenate and convolve 3x3 to D. The two are different networks: a
+    1x1 commutes with bilinear up-sampling, a 3x3 does not.
 
     Args:
         channels: of A2..A5.
-        settings: `decoder`, `decoder_width`, `dropout_features`, `dropout_head`, `class_names`.
+        settings: `decoder`, `decoder_width`, `dropout_features`.
     """
 
-    def __init__(self, channels: tuple[int, ...], settings: SamUrimSettings) -> None:
+    def __init__(self, channels: Sequence[int], settings: SamUrimSettings) -> None:
         super().__init__()
         width = settings.decoder_width
         self.up_first = settings.decoder == "literal"
@@ -209,22 +238,75 @@ class Decoder(nn.Module):
         self.project = nn.ModuleList(ConvNormAct(c, width, kernel) for c in channels)
         self.fuse = ConvNormAct(width * len(channels), width, 3)
         self.drop_features = nn.Dropout(settings.dropout_features)
+
+    def features(self, levels: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b d h w"]:
+        """Decision features."""
+        size = (levels[0].shape[-2], levels[0].shape[-1])
+        same = []
+        for a, project in zip(levels, self.project, strict=True):
+            same.append(
+                project(resize_to(a, size)) if self.up_first else resize_to(project(a), size)
+            )
+        found: Tensor = self.drop_features(self.fuse(torch.cat(same, dim=1)))
+        return found
+
+
+class Decoder(DecisionFeatures):
+    """Aggregated features to decision features and initial logits: 3x3 D, 1x1 to K.
+
+    Args:
+        channels: of A2..A5.
+        settings: as `DecisionFeatures`, and `dropout_head`, `class_names`.
+    """
+
+    def __init__(self, channels: Sequence[int], settings: SamUrimSettings) -> None:
+        super().__init__(channels, settings)
+        width = settings.decoder_width
         self.refine = ConvNormAct(width, width, 3)
         self.drop_head = nn.Dropout(settings.dropout_head)
         self.classifier = nn.Conv2d(width, len(settings.class_names), 1)
 
     def forward(
-        self, aggregated: list[Float[Tensor, "b _ _ _"]]
+        self, aggregated: Sequence[Float[Tensor, "b _ _ _"]]
     ) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, "b k h w"]]:
         """Decision features and initial logits, at the resolution of A2."""
-        size = (aggregated[0].shape[-2], aggregated[0].shape[-1])
-        levels = []
-        for a, project in zip(aggregated, self.project, strict=True):
-            levels.append(
-                project(resize_to(a, size)) if self.up_first else resize_to(project(a), size)
-            )
-        features = self.drop_features(self.fuse(torch.cat(levels, dim=1)))
+        features = self.features(aggregated)
         return features, self.classifier(self.drop_head(self.refine(features)))
+
+
+class DecisionFusion(nn.Module):
+    """DLF, Table 1: a decoder a phase, their decision features concatenated before the classifier.
+
+    Args:
+        channels: of B2..B5.
+        settings: as `Decoder`.
+    """
+
+    def __init__(self, channels: Sequence[int], settings: SamUrimSettings) -> None:
+        super().__init__()
+        width, phases = settings.decoder_width, len(settings.phases)
+        self.decoders = nn.ModuleList(DecisionFeatures(channels, settings) for _ in range(phases))
+        self.fuse = ConvNormAct(phases * width, width, 3)
+        self.drop_head = nn.Dropout(settings.dropout_head)
+        self.classifier = nn.Conv2d(width, len(settings.class_names), 1)
+
+    def forward(
+        self, streams: Sequence[Sequence[Float[Tensor, "b _ _ _"]]]
+    ) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, "b k h w"]]:
+        """Fused decision features and initial logits, from the four levels of each phase."""
+        decoders = cast("list[DecisionFeatures]", list(self.decoders))
+        of_phases = [d.features(levels) for d, levels in zip(decoders, streams, strict=True)]
+        features = self.fuse(torch.cat(of_phases, dim=1))
+        return features, self.classifier(self.drop_head(features))
+
+
+def with_presence(
+    image: Float[Tensor, "b p c h w"], present: Bool[Tensor, "b p"]
+) -> tuple[Float[Tensor, "b p c2 h w"], Bool[Tensor, "b p"]]:
+    """Every phase made present: absent ones as zeros, and a channel that tells them apart."""
+    absent = ~present[:, :, None, None, None]
+    flag = present.to(image.dtype)[:, :, None, None, None].expand(-1, -1, 1, *image.shape[3:])
+    return torch.cat([image.masked_fill(absent, 0.0), flag], dim=2), torch.ones_like(present)
 
 
 def module_parameters(model: SamUrim) -> dict[str, int]:
@@ -237,6 +319,15 @@ def module_parameters(model: SamUrim) -> dict[str, int]:
         for name, part in parts.items()
         if part is not None
     }
+
+
+def _trunk(settings: SamUrimSettings, in_channels: int) -> ResNetTrunk | UNetTrunk:
+    if settings.backbone == "unet":
+        return UNetTrunk(in_channels, settings.base_width or 64)
+    plan = TRUNKS[settings.backbone]
+    if settings.base_width is not None:
+        plan = plan.of_width(settings.base_width)
+    return ResNetTrunk(plan, in_channels, settings.stem_stride)
 
 
 def _urim(settings: SamUrimSettings) -> UncertainRegionInpainting:

@@ -1,0 +1,223 @@
+"""What one training run scored on its test patients, kept as a file, and figures of many such runs.
+
+One file a (row, scale, seed, fold): every case's scores as measured, and the hashes that say what
+was trained on what. A table is made of files alone, so that rows may be run anywhere, in any order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from hepar.evaluate.policy import Outcome, counted
+from hepar.evaluate.score import MEASURES, CaseScore
+from hepar.evaluate.statistics import bootstrap
+from hepar.evaluate.tables import Column, Measured, Run, measure
+from hepar.io.atomic import atomic_path
+
+Count = Annotated[int, Field(ge=0)]
+DIGITS = 6  # of what is written: millionths of a Dice, nanometers
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class CaseResult(_Strict):
+    """Tumor scores of one test case, as measured.
+
+    Attributes:
+        type: leading tumor type of the patient, empty where the cohort names none.
+        outcome: which of the two masks are there.
+        dice, voe, rvd, assd_mm, rmsd_mm: None where a mask is empty and the measure is undefined.
+        overlap, predicted, reference: voxels.
+        diagonal_mm: of the image.
+        lesions, found, false: true lesions, those of them that were found, and lesions predicted
+            where none is.
+    """
+
+    case_id: str
+    patient_id: str
+    type: str
+    outcome: Outcome
+    dice: float | None
+    voe: float | None
+    rvd: float | None
+    assd_mm: float | None
+    rmsd_mm: float | None
+    overlap: Count
+    predicted: Count
+    reference: Count
+    diagonal_mm: float
+    lesions: Count
+    found: Count
+    false: Count
+
+    @classmethod
+    def of(cls, score: CaseScore, kind: str) -> CaseResult:
+        """What is kept of a scored case."""
+        tumor = score.structures["tumor"]
+        counts, lesions = tumor.overlap, score.match.counts
+        measured = tumor.measures()
+        kept = {name: measured[name] for name in ("dice", "voe", "rvd", "assd_mm", "rmsd_mm")}
+        return cls(
+            case_id=score.case_id,
+            patient_id=score.patient_id,
+            type=kind,
+            outcome=tumor.outcome,
+            overlap=counts.both,
+            predicted=counts.predicted,
+            reference=counts.reference,
+            diagonal_mm=round(score.diagonal_mm, DIGITS),
+            lesions=lesions.n_reference,
+            found=lesions.tp_reference,
+            false=lesions.n_predicted - lesions.tp_predicted,
+            **{name: None if v is None else round(v, DIGITS) for name, v in kept.items()},
+        )
+
+
+class RunResult(_Strict):
+    """One finished run.
+
+    Attributes:
+        system, row, scale, seed, fold: which; fold None where the cohort has a test split.
+        recipe_sha256: of the effective recipe, path of the cohort apart.
+        cohort_sha256: of the table and every file it names.
+        weights_sha256: of the weights that were scored.
+        code: fingerprint or commit of the code, for the record.
+        device: where it was trained.
+        parameters: of the network.
+        steps: of training.
+        train_seconds, test_seconds: wall time.
+        alignment: how the cohort's phases were aligned; `tumor_center` uses the truth.
+        cases: test cases.
+    """
+
+    system: str
+    row: str
+    scale: str
+    seed: Count
+    fold: Count | None
+    recipe_sha256: str
+    cohort_sha256: str
+    weights_sha256: str
+    code: str
+    device: str
+    parameters: Count
+    steps: Count
+    train_seconds: float
+    test_seconds: float
+    alignment: str = "none"
+    cases: tuple[CaseResult, ...]
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, a case a line, whole or not at all."""
+        document = self.model_dump(mode="json")
+        cases = document.pop("cases")
+        head = json.dumps(document, indent=1)[:-2]
+        lines = ",\n".join(f"  {json.dumps(case)}" for case in cases)
+        with atomic_path(path) as temporary:
+            temporary.write_text(f'{head},\n "cases": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> RunResult:
+        """Read what `write` wrote.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+COLUMNS = {
+    "dpc": Column("dpc", "DPC", "%", 1, "higher"),
+    "dg": Column("dg", "DG", "%", 1, "higher"),
+    "voe": Column("voe", "VOE", "%", 1, "lower"),
+    "rvd": Column("rvd", "RVD", "%", 1, "zero"),
+    "asd": Column("asd", "ASD", "mm", 1, "lower"),
+    "rmsd": Column("rmsd", "RMSD", "mm", 1, "lower"),
+    "asd_both": Column("asd_both", "ASD where both masks are there", "mm", 1, "lower"),
+    "recall": Column("recall", "lesions found", "%", 1, "higher"),
+    "false": Column("false", "false lesions a patient", "", 2, "lower"),
+    "cyst": Column("cyst", "DPC cyst", "%", 1, "higher"),
+    "fnh": Column("fnh", "DPC FNH", "%", 1, "higher"),
+    "hcc": Column("hcc", "DPC HCC", "%", 1, "higher"),
+    "hemangioma": Column("hemangioma", "DPC hemangioma", "%", 1, "higher"),
+    "metastasis": Column("metastasis", "DPC metastases", "%", 1, "higher"),
+}
+"""Every measure of the papers' tables that runs are scored by, in the order of printing."""
+
+NOTES = (
+    "**DPC, VOE, RVD, ASD, RMSD**: of tumor, by case, tumor-free cases left out where nothing is "
+    "marked in them. A missed patient counts as Dice 0, VOE 1, RVD -1 and the diagonal of its image "
+    "in mm, a false alarm in a tumor-free one as Dice 0, VOE 1 and the diagonal: the papers do not "
+    "say what they did. **ASD where both masks are there** leaves such cases out.",
+    "**DG**: Dice of all voxels of all cases. **lesions found**: share of all true lesions, "
+    "**false lesions a patient**: over all patients, tumor-free ones among them; both by one-to-one "
+    "matching of components.",
+)
+
+_MEASURED = {"dpc": "dice", "voe": "voe", "rvd": "rvd", "asd": "assd_mm", "rmsd": "rmsd_mm"}
+_TYPES = ("cyst", "fnh", "hcc", "hemangioma", "metastasis")
+
+
+def case_values(result: Sequence[CaseResult], column: str) -> Run:
+    """The value of each case under a column that is a mean over cases.
+
+    Raises:
+        KeyError: the column is a ratio of sums (`dg`, `recall`), or there is none of that name.
+    """
+    if column in _TYPES:
+        dice = case_values(result, "dpc")
+        return {c.case_id: dice[c.case_id] for c in result if c.type == column}
+    if column == "false":
+        return {c.case_id: float(c.false) for c in result}
+    if column == "asd_both":
+        return {c.case_id: c.assd_mm for c in result}
+    name = _MEASURED[column]
+    kind = MEASURES[name]
+    return {
+        c.case_id: counted(kind, getattr(c, name), c.outcome, c.diagonal_mm) for c in result
+    }
+
+
+def figure(runs: Sequence[Sequence[CaseResult]], column: str) -> Measured | None:
+    """One cell of a table: a column over the cases of all seeds; None where no case has the type.
+
+    Args:
+        runs: test cases of each seed, the same cases in each.
+        column: key of `COLUMNS`.
+    """
+    patients = {c.case_id: c.patient_id for c in runs[0]}
+    if column == "dg":
+        return _ratio(runs, lambda c: 2 * c.overlap, lambda c: c.predicted + c.reference)
+    if column == "recall":
+        return _ratio(runs, lambda c: c.found, lambda c: c.lesions)
+    values = [case_values(run, column) for run in runs]
+    return measure(values, patients) if values[0] else None
+
+
+def _ratio(
+    runs: Sequence[Sequence[CaseResult]],
+    above: Callable[[CaseResult], float],
+    below: Callable[[CaseResult], float],
+) -> Measured:
+    """Sums over all cases divided, averaged over seeds; the interval resamples patients."""
+    owners = sorted({c.patient_id for c in runs[0]})
+    sums = np.zeros((len(runs), 2, len(owners)))
+    for run, of_run in zip(runs, sums, strict=True):
+        for case in run:
+            of_run[:, owners.index(case.patient_id)] += above(case), below(case)
+
+    def statistic(chosen: np.ndarray) -> float | None:
+        totals = sums[:, :, chosen].sum(axis=2)
+        defined = totals[:, 1] > 0
+        return float((totals[defined, 0] / totals[defined, 1]).mean()) if defined.any() else None
+
+    value, interval = bootstrap(len(owners), statistic)
+    return Measured(value, None, interval, len(runs[0]), 0, 0, len(runs))
