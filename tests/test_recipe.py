@@ -51,6 +51,10 @@ TOY = {
         "system.patch=[8, 16, 16]",
         "system.spacing_mm=[8.0, 5.0, 5.0]",
     ),
+    **dict.fromkeys(
+        ("mc_fcn", "mw_unet", "pa_resseg"),
+        ("system.spacing_mm=[8.0, 5.0, 5.0]", "system.patch=[64, 64]", "system.base_width=4"),
+    ),
     "phantom": (
         "data.train_patients=1",
         "data.validation_patients=1",

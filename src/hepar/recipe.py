@@ -18,7 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from hepar import strict_yaml
 from hepar.errors import UsageError
 from hepar.systems.baselines.context_unet3d.settings import ContextUnet3dSettings
+from hepar.systems.baselines.mc_fcn.settings import McFcnSettings
 from hepar.systems.baselines.multiphase_unet3d.settings import MultiphaseUnet3dSettings
+from hepar.systems.baselines.mw_unet.settings import MwUnetSettings
+from hepar.systems.baselines.pa_resseg.settings import PaRessegSettings
 from hepar.systems.sam_urim.settings import SamUrimSettings
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -35,7 +38,12 @@ class Strict(BaseModel):
 
 
 SystemSettings = Annotated[
-    SamUrimSettings | ContextUnet3dSettings | MultiphaseUnet3dSettings,
+    SamUrimSettings
+    | ContextUnet3dSettings
+    | MultiphaseUnet3dSettings
+    | McFcnSettings
+    | MwUnetSettings
+    | PaRessegSettings,
     Field(discriminator="name"),
 ]
 

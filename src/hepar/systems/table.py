@@ -14,7 +14,10 @@ from pydantic import BaseModel
 
 from hepar.errors import UsageError
 from hepar.systems.baselines.context_unet3d.settings import ContextUnet3dSettings
+from hepar.systems.baselines.mc_fcn.settings import McFcnSettings
 from hepar.systems.baselines.multiphase_unet3d.settings import MultiphaseUnet3dSettings
+from hepar.systems.baselines.mw_unet.settings import MwUnetSettings
+from hepar.systems.baselines.pa_resseg.settings import PaRessegSettings
 from hepar.systems.sam_urim.settings import SamUrimSettings
 
 if TYPE_CHECKING:
@@ -46,6 +49,9 @@ SYSTEMS: dict[str, Entry] = {
         "hepar.systems.baselines.multiphase_unet3d.system",
         "MultiphaseUnet3d",
     ),
+    "mc_fcn": Entry(McFcnSettings, "hepar.systems.baselines.mc_fcn.system", "McFcn"),
+    "mw_unet": Entry(MwUnetSettings, "hepar.systems.baselines.mw_unet.system", "MwUnet"),
+    "pa_resseg": Entry(PaRessegSettings, "hepar.systems.baselines.pa_resseg.system", "PaResseg"),
 }
 
 
