@@ -15,9 +15,11 @@ classification layer of FCN".
 | score layers | `classifiers` | b, K, same size |
 | FCN-8s | `forward` | b, K, H, W |
 
-Differs from the paper: its text was not at hand; what is here is our reading of the sentence above
-and of the FCN it names. The original has three phases (ART, PV, DL); the default is the two of the
-comparison. The loss is cross-entropy, as in the comparison.
+Differs from the paper: of its text only the abstract was at hand ("we trained one network for each
+phase of the CT images and fused their high-layer features together"); the rest is our reading of
+the sentence above and of the FCN it names. The original has three phases (ART, PV, DL); the default
+is the two of the comparison. All streams are trained at once. The loss is cross-entropy, as in the
+comparison.
 
 Where the sources are silent: VGG-16 as the trunk of each stream, not shared; all three score layers
 of FCN-8s see all phases. A 1x1 classifier of concatenated features is the sum of a 1x1 classifier a

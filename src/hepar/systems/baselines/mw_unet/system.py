@@ -18,7 +18,8 @@ The phases are those of that comparison, ART and PV (the paper's title says plai
 loss is cross-entropy, as in the comparison.
 
 Where the sources are silent: every level is fused, the deepest as well; the weights are free (no
-softmax, no sign); encoders are not modified by what is fused; one decoder; C = 32; BatchNorm; 3
+softmax, no sign); encoders are not modified by what is fused; one decoder; C = 32 (the abstract of
+the journal version says fewer channels and levels than U-Net's; five levels are kept); BatchNorm; 3
 adjacent slices. The journal version (Medical Physics 2022: residual blocks, fusion attention) is
 not this network.
 """
