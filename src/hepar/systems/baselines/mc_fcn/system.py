@@ -17,7 +17,7 @@ classification layer of FCN".
 
 Differs from the paper: of its text only the abstract was at hand ("we trained one network for each
 phase of the CT images and fused their high-layer features together"); the rest is our reading of
-the sentence above and of the FCN it names. The original has three phases (ART, PV, DL); the default
+the sentence above and of the FCN it names. The original is said to have three phases; the default
 is the two of the comparison. All streams are trained at once. The loss is cross-entropy, as in the
 comparison.
 
