@@ -202,6 +202,7 @@ class Schedule(Strict):
         precision: bf16 and fp16 compute under autocast; weights stay float32.
         ema_decay: exponential moving average of weights, which is then what is validated and kept.
         initial_weights: `best.safetensors` of a run of the same system to start from.
+        trunk_weights: a file of torchvision's, `.safetensors` or `.pth`, to start the trunk from.
         validate_every: steps; 0 validates at the end only.
     """
 
@@ -221,6 +222,7 @@ class Schedule(Strict):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     initial_weights: Path | None = None
+    trunk_weights: Path | None = None
     validate_every: Annotated[int, Field(ge=0)] = 0
     checkpoint_every: Count = 200
     channels_last: bool = True

@@ -10,7 +10,7 @@ Differs from the paper: no classifier. `stem_stride=2` leaves out the max poolin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -154,6 +154,38 @@ class ResNetTrunk(nn.Module):
             x = self.stage(block, x)
             outputs.append(x)
         return outputs
+
+
+def load_published(trunk: ResNetTrunk, state: Mapping[str, Tensor]) -> None:
+    """Take over the weights of a torchvision ResNet of the same plan, by name.
+
+    The classifier (`fc.*`) is left out. An image of other than three channels gets the mean of the
+    three filters on each, scaled so that an image repeated in all channels gives what it gave.
+
+    Args:
+        trunk: changed in place.
+        state: names and values as in torchvision's files.
+
+    Raises:
+        ValueError: a name is missing, unknown, or has another shape; nothing is changed.
+    """
+    own = trunk.state_dict()
+    given = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    # Files older than PyTorch 0.4.1 have no such counters.
+    missing = [n for n in own if n not in given and not n.endswith("num_batches_tracked")]
+    unknown = [n for n in given if n not in own]
+    if missing or unknown:
+        raise ValueError(f"missing: {missing[:3] or 'none'}, unknown: {unknown[:3] or 'none'}")
+    channels = own["conv1.weight"].shape[1]
+    stem = given["conv1.weight"]
+    if channels != stem.shape[1]:
+        repeated = stem.mean(dim=1, keepdim=True).expand(-1, channels, -1, -1)
+        given["conv1.weight"] = repeated * (stem.shape[1] / channels)
+    wrong = [n for n, value in given.items() if value.shape != own[n].shape]
+    if wrong:
+        n = wrong[0]
+        raise ValueError(f"{n} is {tuple(given[n].shape)}, not {tuple(own[n].shape)}")
+    trunk.load_state_dict({**own, **given})
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:

@@ -6,7 +6,7 @@ Inpainting, MICCAI 2021. Choices where the paper is silent, and differences: pap
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hepar.losses import cross_entropy, soft_dice
 from hepar.networks.blocks import ConvNormAct, at_least_float32, resize_to
-from hepar.networks.resnet import TRUNKS, ResNetTrunk
+from hepar.networks.resnet import TRUNKS, ResNetTrunk, load_published
 from hepar.networks.unet2d import UNetTrunk
 from hepar.systems.base import Batch, InputSpec
 from hepar.systems.presence import PresentPairs
@@ -116,6 +116,17 @@ class SamUrim(nn.Module):
         """Channels of a trunk's image."""
         one = self.input_spec.channels + self.settings.presence_channel
         return one * self.n_phases if self.settings.fusion == "ilf" else one
+
+    def load_trunk(self, state: Mapping[str, Tensor]) -> None:
+        """Start every trunk from published weights; see `networks.resnet.load_published`.
+
+        Raises:
+            ValueError: they do not fit, or the backbone has none.
+        """
+        for trunk in self.trunks:
+            if not isinstance(trunk, ResNetTrunk):
+                raise ValueError(f"there are no published weights of a {self.settings.backbone}")
+            load_published(trunk, state)
 
     def targets(self, batch: Batch) -> Int[Tensor, "b h w"]:
         """The label at full resolution."""
