@@ -1,7 +1,7 @@
 """Memory and time of SAM's streamed softmax over phases against the plain stacked one.
 
     .venv/bin/python benchmarks/phase_streaming.py -o benchmarks/phase_streaming.json
-    python benchmarks/phase_streaming.py --device cuda --cases sam,network -o OUT/phase_streaming.json
+    python benchmarks/phase_streaming.py --device cuda -o OUT/phase_streaming.json
 
 Stacked: every response map, softmax over the stack, products, sum, differentiated by autograd as it
 stands. Streamed: what `SpatialAggregation` does. Same weights, same input, 512 x 512, batch 1, the
@@ -193,9 +193,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         case, preset, phases, way, mode = options.one
-        document = measure(
-            case, preset, int(phases), way, mode, options.device, options.repeats
-        )
+        document = measure(case, preset, int(phases), way, mode, options.device, options.repeats)
         print(json.dumps(document))
         return
     cuda = options.device == "cuda"

@@ -68,7 +68,12 @@ TOY = {
         "data.phantom_spacing_mm=[8.0, 10.0, 10.0]",
     ),
     "cohort": ("data.samples_per_case=2",),
-    "all": ("schedule.counted_in=steps", "schedule.steps=1", "schedule.batch_size=2", "schedule.warmup=0"),
+    "all": (
+        "schedule.counted_in=steps",
+        "schedule.steps=1",
+        "schedule.batch_size=2",
+        "schedule.warmup=0",
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""The fusions of SAM + URIM's comparison: each against a loop, streamed against stacked, absent phases."""
+"""The fusions of SAM + URIM's comparison: loops, streaming against stacking, absent phases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from test_sam_urim import ALL, SOME, _disc_batch, _loop_conv, _loop_norm
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,6 +22,7 @@ from hepar.systems.sam_urim.spatial_aggregation import (
     stream,
 )
 from hepar.systems.sam_urim.system import Decoder, SamUrim, module_parameters
+from test_sam_urim import ALL, SOME, _disc_batch, _loop_conv, _loop_norm
 
 ROWS = {
     "sp": {"phases": ("PV",), "fusion": "none", "urim": False},
@@ -44,7 +44,7 @@ NEEDS_ALL = ("ilf", "dlf", "pa")
 
 
 def small(row: str, seed: int = 0, **changes) -> SamUrim:
-    """A row of the comparison at a fraction of its size, BatchNorm statistics not at their start."""
+    """A row of the comparison, small, its BatchNorm statistics not at their start."""
     torch.manual_seed(seed)
     sizes = {"base_width": 16, "pyramid_width": 2, "decoder_width": 8, "urim_width": 8}
     sizes |= {"patch": (64, 64)}
@@ -298,8 +298,15 @@ def test_oracle_input_level_fusion_is_one_stream_of_all_channels():
     image = torch.rand(2, 2, 3, 64, 64, dtype=torch.float64)
     found = model(image, ALL[:, :2])
     x = model.trunks[0]
-    x = x.maxpool(x.relu(x.bn1(F.conv2d(torch.cat([image[:, 0], image[:, 1]], 1), x.conv1.weight,
-                                        stride=2, padding=3))))
+    x = x.maxpool(
+        x.relu(
+            x.bn1(
+                F.conv2d(
+                    torch.cat([image[:, 0], image[:, 1]], 1), x.conv1.weight, stride=2, padding=3
+                )
+            )
+        )
+    )
     levels = []
     for name in ("layer1", "layer2", "layer3", "layer4"):
         x = getattr(model.trunks[0], name)(x)

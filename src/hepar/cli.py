@@ -37,9 +37,7 @@ Phases = Annotated[
 
 Overrides = Annotated[
     UseAppendAction[tuple[str, ...]],
-    arg(
-        name="set", metavar="KEY=VALUE", help="Change a value of the recipe: schedule.steps=50."
-    ),
+    arg(name="set", metavar="KEY=VALUE", help="Change a value of the recipe: schedule.steps=50."),
 ]
 
 

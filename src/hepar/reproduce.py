@@ -194,9 +194,7 @@ def scored_cases(
         yield CaseResult.of(score, case.metadata.get("primary") or case.metadata.get("type") or "")
 
 
-def liver_case(
-    case: CohortCase, spec: InputSpec, margin_mm: float
-) -> tuple[LiverCase, Volume]:
+def liver_case(case: CohortCase, spec: InputSpec, margin_mm: float) -> tuple[LiverCase, Volume]:
     """A cohort's case as the stages know it, its liver the true one, and its label.
 
     Raises:
@@ -240,7 +238,11 @@ def papers(system: str) -> Printed:
 def recipe_of(job: Job, row: str, seed: int, fold: int | None) -> Recipe:
     """The recipe of a run."""
     folder = _checkout() / "recipes" / job.system
-    own = [f"data.path={job.cohort}", f"seed={seed}", f"data.fold={'null' if fold is None else fold}"]
+    own = [
+        f"data.path={job.cohort}",
+        f"seed={seed}",
+        f"data.fold={'null' if fold is None else fold}",
+    ]
     base = folder / "scale" / f"{job.scale}.yaml"
     return load_recipe(folder / f"{row}.yaml", (*job.overrides, *own), base=base)
 

@@ -141,9 +141,9 @@ COLUMNS = {
     "rvd": Column("rvd", "RVD", "%", 1, "zero"),
     "asd": Column("asd", "ASD", "mm", 1, "lower"),
     "rmsd": Column("rmsd", "RMSD", "mm", 1, "lower"),
-    "asd_both": Column("asd_both", "ASD where both masks are there", "mm", 1, "lower"),
+    "asd_both": Column("asd_both", "ASD both", "mm", 1, "lower"),
     "recall": Column("recall", "lesions found", "%", 1, "higher"),
-    "false": Column("false", "false lesions a patient", "", 2, "lower"),
+    "false": Column("false", "false a patient", "", 2, "lower"),
     "cyst": Column("cyst", "DPC cyst", "%", 1, "higher"),
     "fnh": Column("fnh", "DPC FNH", "%", 1, "higher"),
     "hcc": Column("hcc", "DPC HCC", "%", 1, "higher"),
@@ -154,11 +154,11 @@ COLUMNS = {
 
 NOTES = (
     "**DPC, VOE, RVD, ASD, RMSD**: of tumor, by case, tumor-free cases left out where nothing is "
-    "marked in them. A missed patient counts as Dice 0, VOE 1, RVD -1 and the diagonal of its image "
+    "marked in them. A missed patient counts as Dice 0, VOE 1, RVD -1 and its image's diagonal "
     "in mm, a false alarm in a tumor-free one as Dice 0, VOE 1 and the diagonal: the papers do not "
-    "say what they did. **ASD where both masks are there** leaves such cases out.",
+    "say what they did. **ASD both** leaves such cases out.",
     "**DG**: Dice of all voxels of all cases. **lesions found**: share of all true lesions, "
-    "**false lesions a patient**: over all patients, tumor-free ones among them; both by one-to-one "
+    "**false a patient**: false lesions, over all patients, tumor-free ones too; both by one-to-one "
     "matching of components.",
 )
 
@@ -181,9 +181,7 @@ def case_values(result: Sequence[CaseResult], column: str) -> Run:
         return {c.case_id: c.assd_mm for c in result}
     name = _MEASURED[column]
     kind = MEASURES[name]
-    return {
-        c.case_id: counted(kind, getattr(c, name), c.outcome, c.diagonal_mm) for c in result
-    }
+    return {c.case_id: counted(kind, getattr(c, name), c.outcome, c.diagonal_mm) for c in result}
 
 
 def figure(runs: Sequence[Sequence[CaseResult]], column: str) -> Measured | None:

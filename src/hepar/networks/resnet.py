@@ -52,7 +52,8 @@ class TrunkPlan:
         Raises:
             ValueError: a width that its groups do not divide.
         """
-        planes = tuple(p * base // self.planes[0] for p in self.planes)
+        a, b, c, d = (p * base // self.planes[0] for p in self.planes)
+        planes = (a, b, c, d)
         if planes[0] * self.width_per_group < 64:
             raise ValueError(f"a base width of {base} leaves the groups without channels")
         return replace(self, planes=planes)

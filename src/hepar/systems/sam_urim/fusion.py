@@ -57,7 +57,9 @@ class Addition(nn.Module):
         self, features: Float[Tensor, "n c h w"], pairs: PresentPairs
     ) -> Float[Tensor, "b c h w"]:
         """The sum over the phases that a sample has."""
-        spread = [pairs.spread(f, p, fill=0.0) for p, f in enumerate(pairs.split(features)) if len(f)]
+        spread = [
+            pairs.spread(f, p, fill=0.0) for p, f in enumerate(pairs.split(features)) if len(f)
+        ]
         return sum(spread[1:], start=spread[0])
 
 

@@ -208,7 +208,8 @@ def stream(
             mixed = torch.lerp(pairs.of_phase(aggregated, phase), f, torch.sigmoid(r - before))
             aggregated = pairs.replace(aggregated, mixed, phase)
             total = pairs.replace(total, torch.logaddexp(before, r), phase)
-    assert aggregated is not None and total is not None
+    assert aggregated is not None
+    assert total is not None
     return aggregated.to(features.dtype), total
 
 
