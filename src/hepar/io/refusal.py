@@ -41,6 +41,20 @@ REMEDIES: dict[str, str] = {
     "E_SHEARED": "Resample the volume onto a grid with orthogonal axes.",
     "E_UNITS": "Save the volume in millimeters and set xyzt_units accordingly.",
     "E_LABEL_VALUES": "Save the labels as non-negative integers.",
+    "E_ARCHIVE": "Unpack the archive yourself, look at what is in it, and give the folder.",
+    "E_CASE_FILES": "Lay the case out as its format says; README and docs/cohorts.md show each.",
+    "E_NO_TRUTH": "Give a label map, or masks of liver and tumor, for every case that is to be "
+    "used.",
+    "E_NO_LIVER_TRUTH": "Add a liver mask; a patient's tumors are looked for inside it.",
+    "E_NO_TUMOR_TRUTH": "Add a tumor mask; an empty one says that the patient has no tumor.",
+    "E_LABEL_NAMES": "Name the labels background, liver and tumor in dataset.json, or give the "
+    "cases with `--format folder` and one mask a structure.",
+    "E_LABEL_GRID": "Save the mask on the voxels of its image, with the image's own affine.",
+    "E_PLACEHOLDER_GEOMETRY": "Take the case from MSD Task03_Liver or 3D-IRCADb-01, whose headers "
+    "hold the true spacing, or write the true affine into both files.",
+    "E_MASK_SLICES": "Give masks with exactly one slice for each slice of the image.",
+    "E_ALIGN_MASKS": "Give masks of every phase (art_label.nii.gz, ...), or choose another --align.",
+    "E_SAME_SCAN": "Leave the case out; with it, what is tested on would be trained on.",
     "E_MEMORY": "Crop the volume, or use a machine with more memory.",
 }
 

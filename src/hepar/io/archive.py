@@ -1,0 +1,146 @@
+"""Archives from elsewhere, unpacked under caps: nothing escapes the folder, nothing inflates away.
+
+Members are counted and their bytes measured as they are written, because an archive's own headers
+may lie. Links, devices and names that leave the folder are refused.
+"""
+
+from __future__ import annotations
+
+import lzma
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from hepar.io.refusal import refuse
+
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class Caps:
+    """What an archive may hold.
+
+    Attributes:
+        entries: files and folders.
+        total_bytes: after inflation.
+        ratio: inflated bytes for each packed one; masks, which are mostly zeros, reach hundreds.
+        free_bytes: below this size the ratio is not asked.
+    """
+
+    entries: int = 50_000
+    total_bytes: int = 8 * 2**30
+    ratio: float = 2000.0
+    free_bytes: int = 64 * 2**20
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is named as an archive that `unpack` reads."""
+    name = path.name.lower()
+    return name.endswith((".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2"))
+
+
+def unpack(
+    archive: Path,
+    out: Path,
+    *,
+    wanted: Callable[[PurePosixPath], bool] = lambda member: True,
+    caps: Caps | None = None,
+) -> None:
+    """Unpack regular files of a zip or tar archive.
+
+    Args:
+        archive: `.zip` or `.tar`, plain or packed with gzip, bzip2 or xz.
+        out: folder, made if absent; on a refusal it may hold some of the files.
+        wanted: which members are written; the others are counted and checked all the same.
+        caps: limits.
+
+    Raises:
+        InputRefused: `E_BOMB` beyond a cap, `E_ARCHIVE` for a member that would leave `out` or is
+            no plain file, `E_CORRUPT` for an archive that cannot be read.
+    """
+    caps = caps or Caps()
+    out.mkdir(parents=True, exist_ok=True)
+    packed, total, count = archive.stat().st_size, 0, 0
+    with _typed(archive.name):
+        members = _zip(archive) if archive.name.lower().endswith(".zip") else _tar(archive)
+        for name, size, stream in members:
+            count += 1
+            if count > caps.entries:
+                raise refuse("E_BOMB", f"{archive.name} holds more than {caps.entries} entries.")
+            place = _safe(name, archive.name)
+            if stream is None or not wanted(place):
+                total += size
+                _check(total, packed, caps, archive.name)
+                continue
+            target = out.joinpath(*place.parts)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("xb") as written:
+                while chunk := stream.read(_CHUNK):
+                    total += len(chunk)
+                    _check(total, packed, caps, archive.name)
+                    written.write(chunk)
+
+
+def _zip(archive: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
+    with zipfile.ZipFile(archive) as opened:
+        for info in opened.infolist():
+            if info.is_dir():
+                yield info.filename, 0, None
+                continue
+            # The upper half of the attributes is the Unix mode; 0 where another system packed it.
+            kind = (info.external_attr >> 16) & 0o170000
+            if kind not in (0, 0o100000):
+                raise refuse("E_ARCHIVE", f"{archive.name} holds {info.filename}, no plain file.")
+            with opened.open(info) as stream:
+                yield info.filename, info.file_size, stream
+
+
+def _tar(archive: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
+    # Opened as a stream, so that a long list of members is never built before it is capped.
+    with tarfile.open(archive, "r|*") as opened:
+        for entry in opened:
+            if entry.isdir():
+                yield entry.name, 0, None
+            elif entry.isreg():
+                yield entry.name, entry.size, opened.extractfile(entry)
+            else:
+                raise refuse("E_ARCHIVE", f"{archive.name} holds {entry.name}, no plain file.")
+
+
+def _safe(name: str, archive: str) -> PurePosixPath:
+    """A member's path, if it stays inside."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in name or "\0" in name:
+        raise refuse("E_ARCHIVE", f"{archive} holds {name!r}, which leaves its folder.")
+    return path
+
+
+def _check(total: int, packed: int, caps: Caps, name: str) -> None:
+    if total > caps.total_bytes:
+        raise refuse("E_BOMB", f"{name} inflates beyond {caps.total_bytes / 2**30:.1f} GiB.")
+    if total > caps.free_bytes and total > caps.ratio * packed:
+        raise refuse("E_BOMB", f"{name} inflates more than {caps.ratio:.0f} times.")
+
+
+@contextmanager
+def _typed(name: str) -> Iterator[None]:
+    """Whatever reading an archive raises has a code."""
+    try:
+        yield
+    except FileExistsError as error:
+        raise refuse("E_ARCHIVE", f"{name} holds one file twice.") from error
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        lzma.LZMAError,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,  # what zipfile raises for an encrypted member
+    ) as error:
+        raise refuse("E_CORRUPT", f"{name} cannot be unpacked: {error}.") from error
