@@ -1,0 +1,158 @@
+"""Whether a mask lies on its image, and the mistakes of headers that can be undone without doubt.
+
+A mask on the image's voxels is taken as it is. One that lies at the same place in another order of
+voxels is turned. One of the same shape whose affine differs in signs or in a unit alone is ambiguous
+(were the voxels flipped, or only the header?), and then the image decides: soft tissue of a liver's
+HU must lie under the mask in one way of reading it and not in the other. Anything else is refused.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Int16, Integer
+from numpy.typing import NDArray
+
+from hepar.geometry import Array, Grid, canonical, uncanonical
+from hepar.io.refusal import refuse
+from hepar.study import Volume
+
+TOL_MM = 0.1
+_UNITS = (1.0, 10.0, 1000.0)
+_LIVER_HU = (-30.0, 250.0)
+# Share of a right mask's voxels that have a liver's HU, tumors, vessels and noise included, and how
+# far a wrong reading of it must fall behind.
+_MIN_SHARE = 0.8
+_MIN_GAP = 0.2
+_BODY_HU, _BONE_HU = -300, 300
+_MIN_BONE_SHARE = 0.005
+_MIN_OFF_MM = 10.0
+_USUAL_LIVER_HU = (-20.0, 250.0)
+
+
+def place(mask: Volume, image: Volume, name: str) -> tuple[NDArray[np.integer], str | None]:
+    """A mask on the voxels of its image.
+
+    Args:
+        mask: labels, as read.
+        image: HU.
+        name: of the mask's file, for messages.
+
+    Returns:
+        Labels `(z, y, x)` on the image's voxels, and a `W_CODE: words` if anything was done.
+
+    Raises:
+        InputRefused: `E_LABEL_GRID`.
+    """
+    if mask.grid.is_close(image.grid, tol_mm=TOL_MM):
+        return mask.array, None
+    turned, there = canonical(mask.array, mask.grid)
+    _, target = canonical(image.array, image.grid)
+    if there.is_close(target, tol_mm=TOL_MM):
+        text = f"W_LABEL_TURNED: {name} holds its voxels in another order than the image"
+        return np.ascontiguousarray(uncanonical(turned, image.grid)), text
+    if mask.grid.shape == image.grid.shape:
+        found = _repaired(mask, image, name)
+        if found is not None:
+            return found
+    raise refuse("E_LABEL_GRID", f"{name} {_difference(mask.grid, image.grid)}.", "prepare")
+
+
+def _repaired(mask: Volume, image: Volume, name: str) -> tuple[NDArray[np.integer], str] | None:
+    """The mask by the one reading of its header that the image bears out, or None."""
+    ratio = np.asarray(mask.grid.spacing_mm) / np.asarray(image.grid.spacing_mm)
+    units = [f for unit in _UNITS for f in (unit, 1 / unit) if np.allclose(ratio, f, rtol=1e-3)]
+    signs = _signs(mask.grid, image.grid)
+    if not units or signs is None:
+        return None
+    flipped = mask.array[tuple(slice(None, None, int(sign)) for sign in signs)]
+    readings = [("as it is stored", mask.array)]
+    if any(sign < 0 for sign in signs):
+        readings.append(("flipped as its header says", flipped))
+    shares = [liver_share(image.array, reading > 0) for _, reading in readings]
+    best = int(np.argmax(shares))
+    rest = [share for index, share in enumerate(shares) if index != best]
+    if shares[best] < _MIN_SHARE or (rest and shares[best] - max(rest) < _MIN_GAP):
+        return None
+    how, array = readings[best]
+    what = "unit" if units[0] != 1.0 else "signs or origin"
+    return np.ascontiguousarray(array), (
+        f"W_LABEL_AFFINE: the affine of {name} differs from the image's in its {what}; taken "
+        f"{how}, so that {100 * shares[best]:.0f} % of it has a liver's HU"
+    )
+
+
+def _signs(one: Grid, other: Grid) -> tuple[int, int, int] | None:
+    """The axes along which two directions are opposite; None where they differ otherwise."""
+    cosines = (one.matrix * other.matrix).sum(axis=0)
+    if np.abs(np.abs(cosines) - 1).max() > 1e-3:
+        return None
+    z, y, x = (1 if c > 0 else -1 for c in cosines)
+    return z, y, x
+
+
+def liver_share(hu: Int16[Array, "z y x"], mask: Bool[Array, "z y x"]) -> float:
+    """Share of a mask's voxels whose HU a liver may have; 0 for an empty mask."""
+    values = hu[mask]
+    if not values.size:
+        return 0.0
+    return float(((values > _LIVER_HU[0]) & (values < _LIVER_HU[1])).mean())
+
+
+def _difference(mask: Grid, image: Grid) -> str:
+    if mask.shape != image.shape:
+        return f"has {mask.shape} voxels, its image {image.shape}"
+    sizes = [" x ".join(f"{s:.3g}" for s in grid.spacing_mm) for grid in (mask, image)]
+    far = mask.distance_mm(image)
+    return f"lies up to {far:.1f} mm from its image (voxels of {sizes[0]} and {sizes[1]} mm)"
+
+
+def doubts(image: Volume, label: Integer[Array, "z y x"]) -> tuple[str, ...]:
+    """What makes an orientation or the HU of a labelled image doubtful.
+
+    A liver lies on the right of the body's middle and the spine behind it, unless the image was
+    mirrored by whoever stored it (or the patient has situs inversus).
+
+    Args:
+        image: HU.
+        label: 0 background, 1 liver, 2 tumor, on the image.
+
+    Returns:
+        `W_LIVER_SIDE`, `W_FRONT_BACK`, `W_LIVER_HU`.
+    """
+    hu, grid = canonical(image.array, image.grid)
+    mask = canonical(label > 0, image.grid)[0]
+    found = []
+    parenchyma = float(np.median(image.array[label > 0]))
+    if not _USUAL_LIVER_HU[0] < parenchyma < _USUAL_LIVER_HU[1]:
+        found.append(f"W_LIVER_HU: the median of the liver is {parenchyma:.0f} HU")
+    slices = np.flatnonzero(mask.any(axis=(1, 2)))
+    slices = slices[:: max(1, len(slices) // 40)]
+    part = hu[slices]
+    body, bone = part > _BODY_HU, part > _BONE_HU
+    _, dy, dx = grid.spacing_mm
+    if body.any():
+        middle = _center(body)
+        off_mm = (_center(mask[slices])[2] - middle[2]) * dx
+        if off_mm > _MIN_OFF_MM:
+            found.append(
+                f"W_LIVER_SIDE: the liver lies {off_mm:.0f} mm to the left of the body's middle; "
+                "the image may be mirrored"
+            )
+        front_mm = (middle[1] - _center(bone)[1]) * dy if bone.mean() > _MIN_BONE_SHARE else 0.0
+        if front_mm > _MIN_OFF_MM:
+            found.append(
+                f"W_FRONT_BACK: bone lies {front_mm:.0f} mm in front of the body's middle; the "
+                "image may be flipped or the patient prone"
+            )
+    return tuple(found)
+
+
+def _center(mask: Bool[Array, "z y x"]) -> tuple[float, float, float]:
+    """Mean index of a mask that is not empty."""
+    total = float(mask.sum())
+    axes = ((1, 2), (0, 2), (0, 1))
+    z, y, x = (
+        float((mask.sum(axis=others) * np.arange(size)).sum()) / total
+        for others, size in zip(axes, mask.shape, strict=True)
+    )
+    return z, y, x
