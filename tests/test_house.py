@@ -23,6 +23,9 @@ FLAGS = {
     "phantom": {
         *("--out", "--patients", "--seed", "--cohort", "--formats", "--check", "--quiet"),
     },
+    "prepare": {
+        *("--out", "--format", "--align", "--folds", "--seed", "--exclude", "--quiet", "--json"),
+    },
     "train": {"--out", "--set", "--cache", "--device", "--quiet", "--json"},
     "evaluate": {"--out", "--lesions", "--types", "--tolerance-mm", "--quiet", "--json"},
     "info": {"--preset", "--json"},

@@ -19,7 +19,13 @@ import tyro
 from tyro.conf import AvoidSubcommands, FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from hepar.arguments import pick_device, stated_phases
-from hepar.console import format_findings, format_number, format_scores, progress
+from hepar.console import (
+    format_findings,
+    format_number,
+    format_prepared,
+    format_scores,
+    progress,
+)
 from hepar.errors import EXIT_INTERNAL, HeparError, UsageError
 
 Out = Annotated[Path, arg(aliases=["-o"], help="Folder for the results.")]
@@ -206,6 +212,49 @@ def _phantom_check(out: Path, patients: int, quiet: bool) -> None:
     sys.stdout.write(text)
 
 
+def prepare(
+    source: Annotated[Positional[Path], arg(metavar="SOURCE", help="Folder of the data set.")],
+    /,
+    *,
+    out: Out,
+    layout: Annotated[
+        Literal["folder", "nnunet", "lits", "msd", "ircad"],
+        arg(name="format", help="How the data set is laid out; folder: a folder a patient."),
+    ],
+    align: Annotated[
+        Literal["none", "liver_center", "tumor_center", "registered"],
+        arg(help="How phases are brought onto the reference; tumor_center uses the truth."),
+    ] = "none",
+    folds: Annotated[int, arg(help="Folds, by patient; 0 for none.")] = 5,
+    seed: Annotated[int, arg(help="Seed of the folds.")] = 0,
+    exclude: Annotated[
+        Path | None, arg(metavar="COHORT", help="Refuse the scans that another cohort holds.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Make a cohort of a data set (LiTS, MSD, 3D-IRCADb-01, nnU-Net, folders) for `train`."""
+    from hepar.prepare import prepare as run
+
+    with progress(quiet) as step:
+        document = run(
+            source,
+            layout,
+            out,
+            align=align,
+            folds=folds,
+            seed=seed,
+            exclude=exclude,
+            progress=step,
+        )
+    for warning in document["warnings"]:
+        sys.stderr.write(f"hepar: {warning}\n")
+    if as_json:
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    else:
+        sys.stdout.write(format_prepared(document, out))
+
+
 def train(
     recipe: Annotated[Positional[Path], arg(help="Recipe, a YAML file.")],
     /,
@@ -389,6 +438,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "segment": segment,
     "inspect": inspect,
     "phantom": phantom,
+    "prepare": prepare,
     "train": train,
     "evaluate": evaluate,
     "reproduce": reproduce,

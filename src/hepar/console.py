@@ -68,6 +68,21 @@ def format_number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
+def format_prepared(document: dict[str, Any], out: Path) -> str:
+    """What was used and what was not, and why."""
+    lines = [f"{out / 'cohort.csv'}: {document['used']} cases, {document['refused']} refused"]
+    for case in document["cases"]:
+        name = case["case_id"]
+        if case["status"] == "refused":
+            lines.append(f"  {name}: refused: {case['code']}: {case['reason']}")
+            continue
+        phases = ", ".join(case["phases"])
+        volumes = f"liver {case['liver_ml']:.1f} ml, tumor {case['tumor_ml']:.1f} ml"
+        lines.append(f"  {name}: {phases}; {volumes}")
+        lines += [f"    {warning}" for warning in case["warnings"]]
+    return "\n".join(lines) + "\n"
+
+
 def format_findings(findings: Findings, out: Path) -> str:
     """The lesion table, what the patient probably has, and where the report lies."""
     present = [p.phase for p in findings.phases]

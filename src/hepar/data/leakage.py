@@ -49,7 +49,7 @@ class Fingerprint:
         return hashlib.sha256("".join(self.slices).encode()).hexdigest()
 
     def share(self, other: Fingerprint) -> float:
-        """Share of the slices of the one that has fewer that the other has too; 0 if it has none."""
+        """Share of the slices of the shorter scan that the longer has too; 0 if it has none."""
         fewer = min(len(self.slices), len(other.slices))
         return len(set(self.slices) & set(other.slices)) / fewer if fewer else 0.0
 

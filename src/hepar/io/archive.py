@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from hepar.errors import ResourceExhausted
 from hepar.io.refusal import refuse
 
 _CHUNK = 2**20
@@ -60,6 +61,7 @@ def unpack(
         caps: limits.
 
     Raises:
+        ResourceExhausted: `E_OUTPUT_WRITE`, the disk is full.
         InputRefused: `E_BOMB` beyond a cap, `E_ARCHIVE` for a member that would leave `out` or is
             no plain file, `E_CORRUPT` for an archive that cannot be read.
     """
@@ -134,6 +136,15 @@ def _typed(name: str) -> Iterator[None]:
         yield
     except FileExistsError as error:
         raise refuse("E_ARCHIVE", f"{name} holds one file twice.") from error
+    except OSError as error:
+        if error.errno is None:  # bz2 says so of a damaged stream
+            raise refuse("E_CORRUPT", f"{name} cannot be unpacked: {error}.") from error
+        raise ResourceExhausted(
+            "E_OUTPUT_WRITE",
+            "read",
+            f"{name} cannot be unpacked: {error.strerror}.",
+            "Check that the file can be read and that the disk has room.",
+        ) from error
     except (
         zipfile.BadZipFile,
         tarfile.TarError,

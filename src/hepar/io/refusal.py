@@ -53,7 +53,7 @@ REMEDIES: dict[str, str] = {
     "E_PLACEHOLDER_GEOMETRY": "Take the case from MSD Task03_Liver or 3D-IRCADb-01, whose headers "
     "hold the true spacing, or write the true affine into both files.",
     "E_MASK_SLICES": "Give masks with exactly one slice for each slice of the image.",
-    "E_ALIGN_MASKS": "Give masks of every phase (art_label.nii.gz, ...), or choose another --align.",
+    "E_ALIGN_MASKS": "Give masks of every phase (art_label.nii.gz, ...), or another --align.",
     "E_SAME_SCAN": "Leave the case out; with it, what is tested on would be trained on.",
     "E_MEMORY": "Crop the volume, or use a machine with more memory.",
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hepar.errors import HeparError
+from hepar.errors import InputRefused
 from hepar.study import Phase, reference_phase
 
 Role = Literal["liver", "tumor", "cyst", "ignore", "doubtful"]
@@ -80,7 +80,7 @@ class RefusedCase:
     """One case that was found and cannot be used."""
 
     case_id: str
-    error: HeparError
+    error: InputRefused
 
 
 Importer = Callable[[Path, Path], Iterator[ImportedCase | RefusedCase]]

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hepar.data.importers.case import ImportedCase, Mask, RefusedCase, Role, Truth, phase_assumed
-from hepar.errors import HeparError, InputRefused
+from hepar.errors import InputRefused
 from hepar.io.dicom_headers import Header, read_header, walk_files
 from hepar.io.nifti import is_nifti_name
 from hepar.io.phase_words import phase_of_text
@@ -61,7 +61,7 @@ def find_cases(source: Path, work: Path) -> Iterator[ImportedCase | RefusedCase]
     for folder in folders:
         try:
             yield _case(folder, types.get(folder.name, {}))
-        except HeparError as error:
+        except InputRefused as error:
             yield RefusedCase(folder.name, error)
 
 
@@ -202,7 +202,9 @@ def _lesion_types(path: Path) -> dict[str, dict[int, str]]:
         for line, row in enumerate(rows, start=2):
             kind = row["type"].lower()
             if kind not in LESION_TYPES:
-                raise ValueError(f"line {line}: {row['type']!r} is none of {', '.join(LESION_TYPES)}")
+                raise ValueError(
+                    f"line {line}: {row['type']!r} is none of {', '.join(LESION_TYPES)}"
+                )
             if not row["lesion_id"].isdigit():
                 raise ValueError(f"line {line}: lesion_id {row['lesion_id']!r} is no whole number")
             found.setdefault(row["case_id"], {})[int(row["lesion_id"])] = kind

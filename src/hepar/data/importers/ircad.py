@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from hepar.data.importers.case import ImportedCase, Mask, RefusedCase, Role, Truth, phase_assumed
-from hepar.errors import HeparError
+from hepar.errors import InputRefused
 from hepar.io.archive import is_archive, unpack
 from hepar.io.refusal import refuse
 from hepar.study import Phase
@@ -47,7 +47,7 @@ def find_cases(source: Path, work: Path) -> Iterator[ImportedCase | RefusedCase]
         name = folder.resolve().name
         try:
             yield find_case(folder, work / name)
-        except HeparError as error:
+        except InputRefused as error:
             yield RefusedCase(name, error)
         finally:
             shutil.rmtree(work / name, ignore_errors=True)
@@ -130,4 +130,3 @@ def _inner(folder: Path, name: str) -> Path:
     while (folder / name).is_dir():
         folder = folder / name
     return folder
-

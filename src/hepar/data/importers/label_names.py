@@ -17,12 +17,37 @@ from hepar.io.refusal import refuse
 
 _LIVER = frozenset({"liver", "hepatic", "parenchyma"})
 _TUMOR = frozenset(
-    "tumor tumors tumour tumours lesion lesions cancer cancers metastasis metastases hcc".split()
+    [
+        "tumor",
+        "tumors",
+        "tumour",
+        "tumours",
+        "lesion",
+        "lesions",
+        "cancer",
+        "cancers",
+        "metastasis",
+        "metastases",
+        "hcc",
+    ]
 )
 _CYST = frozenset({"cyst", "cysts"})
 _FILLER = frozenset({"and", "the", "whole", "region", "mask", "all"})
 # Parts of the liver that label maps cut out of it: neither liver nor background can be assumed.
-_INSIDE = frozenset("vessel vessels vein veins artery portal bile duct ducts hepaticvessel".split())
+_INSIDE = frozenset(
+    [
+        "vessel",
+        "vessels",
+        "vein",
+        "veins",
+        "artery",
+        "portal",
+        "bile",
+        "duct",
+        "ducts",
+        "hepaticvessel",
+    ]
+)
 
 
 def read_dataset_json(source: Path) -> dict[str, Any]:
@@ -65,7 +90,9 @@ def label_values(labels: Any) -> dict[str, tuple[int, ...]]:
         raise refuse("E_LABEL_NAMES", f"dataset.json has labels {labels}.", "prepare") from None
 
 
-def roles_of(values: Mapping[str, tuple[int, ...]]) -> tuple[dict[Role, tuple[int, ...]], list[str]]:
+def roles_of(
+    values: Mapping[str, tuple[int, ...]],
+) -> tuple[dict[Role, tuple[int, ...]], list[str]]:
     """What each label value means.
 
     Args:
@@ -96,12 +123,12 @@ def roles_of(values: Mapping[str, tuple[int, ...]]) -> tuple[dict[Role, tuple[in
         raise refuse("E_LABEL_NAMES", f"The value 0 is not background: {named}.", "prepare")
     if roles["tumor"] & (roles.get("cyst", set()) | roles.get("ignore", set())):
         raise refuse("E_LABEL_NAMES", f"One value is tumor and is not: {named}.", "prepare")
-    for name, numbers in other.items():
-        if numbers & used or set(_words(name)) & (_INSIDE | _LIVER | _TUMOR):
+    for name, strange in other.items():
+        if strange & used or set(_words(name)) & (_INSIDE | _LIVER | _TUMOR):
             raise refuse(
                 "E_LABEL_NAMES", f"Whether {name!r} belongs to the liver is not known.", "prepare"
             )
-    return {role: tuple(sorted(found)) for role, found in roles.items()}, sorted(other)
+    return {role: tuple(sorted(numbers)) for role, numbers in roles.items()}, sorted(other)
 
 
 def truth_of(path: Path, roles: Mapping[Role, tuple[int, ...]], known: tuple[int, ...]) -> Truth:

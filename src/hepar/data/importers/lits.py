@@ -38,7 +38,9 @@ def find_cases(source: Path, work: Path) -> Iterator[ImportedCase | RefusedCase]
             case.setdefault(kind, []).append(path)
     if not found:
         raise refuse(
-            "E_CASE_FILES", f"{source.name} holds no volume-N.nii and segmentation-N.nii.", "prepare"
+            "E_CASE_FILES",
+            f"{source.name} holds no volume-N.nii and segmentation-N.nii.",
+            "prepare",
         )
     for (group, number), files in sorted(found.items(), key=lambda item: (item[0][0], item[0][1])):
         name = f"{group}-{number}"

@@ -1,4 +1,4 @@
-"""From what an importer found to voxels: images in HU, one label map, checked against each other."""
+"""From what an importer found to voxels: images in HU and one label map, checked together."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from hepar.io.refusal import REMEDIES, refuse
 from hepar.study import BACKGROUND, LIVER, TUMOR, Phase, Volume
 
 _MAX_OFF_SLICE = 0.05
+
+RoleMasks = Mapping[Role, NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class LoadedCase:
     label: NDArray[np.uint8]
     instances: NDArray[np.integer] | None
     ignore: NDArray[np.bool_] | None
-    phase_masks: Mapping[Phase, Mapping[Role, NDArray[np.bool_]]]
+    phase_masks: Mapping[Phase, RoleMasks]
     warnings: tuple[str, ...]
 
 
@@ -86,7 +88,7 @@ class _Reader:
                 raise refuse(
                     "E_LABEL_VALUES",
                     f"{mask.path.name} holds {strange[0]}, and only "
-                    f"{', '.join(map(str, mask.known))} have a meaning",
+                    f"{', '.join(map(str, mask.known))} have a meaning.",
                     "prepare",
                 )
         return np.isin(array, mask.values) if mask.values else array > 0
@@ -112,7 +114,7 @@ def load_case(case: ImportedCase) -> LoadedCase:
         raise refuse(
             "E_PLACEHOLDER_GEOMETRY",
             f"{case.images[case.reference].name} has an identity affine: the true size of its "
-            "voxels is not stored",
+            "voxels is not stored.",
             "prepare",
         )
     reader = _Reader(reference)
@@ -125,7 +127,7 @@ def load_case(case: ImportedCase) -> LoadedCase:
     label[liver], label[tumor] = LIVER, TUMOR
     instances = _instances(case, reader, tumor)
     warnings = [*case.warnings, *_instance_doubts(instances, tumor, case.lesion_types)]
-    phase_masks = {case.reference: {"liver": liver, "tumor": tumor}}
+    phase_masks: dict[Phase, RoleMasks] = {case.reference: {"liver": liver, "tumor": tumor}}
     for phase, truth in case.phase_truth.items():
         phase_masks[phase], said = _phase_masks(truth, images[phase])
         warnings += said
@@ -140,19 +142,19 @@ def load_case(case: ImportedCase) -> LoadedCase:
     )
 
 
-def _phase_masks(
-    truth: Truth, image: Image
-) -> tuple[dict[Role, NDArray[np.bool_]], list[str]]:
+def _phase_masks(truth: Truth, image: Image) -> tuple[RoleMasks, list[str]]:
     """Liver and tumor of a phase with masks of its own, and what was done to them."""
     reader = _Reader(image)
-    found = {role: reader.union(truth[role]) for role in truth if role in ("liver", "tumor")}
+    found: dict[Role, NDArray[np.bool_]] = {
+        role: reader.union(truth[role]) for role in truth if role in ("liver", "tumor")
+    }
     if "liver" in found and "tumor" in found:
         found["liver"] |= found["tumor"]
     return found, reader.warnings
 
 
 def _ignored(
-    roles: Mapping[Role, NDArray[np.bool_]], liver: NDArray[np.bool_], tumor: NDArray[np.bool_]
+    roles: RoleMasks, liver: NDArray[np.bool_], tumor: NDArray[np.bool_]
 ) -> NDArray[np.bool_] | None:
     """What counts neither way: cysts, what nobody knows inside the liver, what was left open."""
     none = np.zeros_like(liver)
@@ -197,20 +199,20 @@ def _dicom_mask(mask: Mask, image: Image) -> tuple[NDArray[np.bool_], str | None
     if len(slices) != len(headers) or len(slices) != grid.shape[0]:
         raise refuse(
             "E_MASK_SLICES",
-            f"{mask.name} has {len(slices)} slices, its image {grid.shape[0]}",
+            f"{mask.name} has {len(slices)} slices, its image {grid.shape[0]}.",
             "prepare",
         )
     if any((h.rows, h.columns, h.frames, h.samples) != (*flat, 1, 1) for h in slices):
-        raise refuse("E_MASK_SLICES", f"{mask.name} is not of {flat} pixels", "prepare")
+        raise refuse("E_MASK_SLICES", f"{mask.name} is not of {flat} pixels.", "prepare")
     by_position = _by_position(slices, grid)
     by_name = _by_name(slices, image.files)
     if by_position and by_name and by_position != by_name:
         raise refuse(
-            "E_MASK_SLICES", f"positions and file names of {mask.name} contradict", "prepare"
+            "E_MASK_SLICES", f"Positions and file names of {mask.name} contradict.", "prepare"
         )
     order = by_position or by_name
     if order is None:
-        raise refuse("E_MASK_SLICES", f"the slices of {mask.name} cannot be placed", "prepare")
+        raise refuse("E_MASK_SLICES", f"The slices of {mask.name} cannot be placed.", "prepare")
     found = np.zeros(grid.shape, dtype=bool)
     with quiet():
         for path, z in order.items():
@@ -278,6 +280,6 @@ def _instance_doubts(
     absent = sorted(set(types) - set(np.unique(instances).tolist()))
     if absent:
         raise refuse(
-            "E_CASE_FILES", f"lesion {absent[0]} has a type and is not in the instances", "prepare"
+            "E_CASE_FILES", f"Lesion {absent[0]} has a type and is not in the instances.", "prepare"
         )
     return warnings

@@ -1,9 +1,10 @@
 """Whether a mask lies on its image, and the mistakes of headers that can be undone without doubt.
 
 A mask on the image's voxels is taken as it is. One that lies at the same place in another order of
-voxels is turned. One of the same shape whose affine differs in signs or in a unit alone is ambiguous
-(were the voxels flipped, or only the header?), and then the image decides: soft tissue of a liver's
-HU must lie under the mask in one way of reading it and not in the other. Anything else is refused.
+voxels is turned. One of the same shape whose affine differs in signs or in a unit alone is
+ambiguous (were the voxels flipped, or only the header?), and then the image decides: soft tissue of
+a liver's HU must lie under the mask in one way of reading it and not in the other. Anything else is
+refused.
 """
 
 from __future__ import annotations
