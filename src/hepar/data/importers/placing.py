@@ -2,9 +2,9 @@
 
 A mask on the image's voxels is taken as it is. One that lies at the same place in another order of
 voxels is turned. One of the same shape whose affine differs in signs or in a unit alone is
-ambiguous (were the voxels flipped, or only the header?), and then the image decides: soft tissue of
-a liver's HU must lie under the mask in one way of reading it and not in the other. Anything else is
-refused.
+ambiguous (were the voxels flipped, or only the header?), and then the image decides: the border
+of the mask must lie on edges of the image in one way of reading it, and not in the other. Anything
+else is refused.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Int16, Integer
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from hepar.geometry import Array, Grid, canonical, uncanonical
 from hepar.io.refusal import refuse
@@ -21,9 +22,11 @@ TOL_MM = 0.1
 _UNITS = (1.0, 10.0, 1000.0)
 _LIVER_HU = (-30.0, 250.0)
 # Share of a right mask's voxels that have a liver's HU, tumors, vessels and noise included, and how
-# far a wrong reading of it must fall behind.
+# much less its border must lie on edges in a wrong reading of it.
 _MIN_SHARE = 0.8
-_MIN_GAP = 0.2
+_MIN_EDGE_RATIO = 1.3
+_EDGE_HU = (-150, 250)
+_MAX_SLICES = 40
 _BODY_HU, _BONE_HU = -300, 300
 _MIN_BONE_SHARE = 0.005
 _MIN_OFF_MM = 10.0
@@ -63,22 +66,24 @@ def _repaired(mask: Volume, image: Volume, name: str) -> tuple[NDArray[np.intege
     ratio = np.asarray(mask.grid.spacing_mm) / np.asarray(image.grid.spacing_mm)
     units = [f for unit in _UNITS for f in (unit, 1 / unit) if np.allclose(ratio, f, rtol=1e-3)]
     signs = _signs(mask.grid, image.grid)
-    if not units or signs is None:
+    if not units or signs is None or not _same_origin(mask.grid, image.grid, units[0]):
         return None
     flipped = mask.array[tuple(slice(None, None, int(sign)) for sign in signs)]
     readings = [("as it is stored", mask.array)]
     if any(sign < 0 for sign in signs):
         readings.append(("flipped as its header says", flipped))
-    shares = [liver_share(image.array, reading > 0) for _, reading in readings]
-    best = int(np.argmax(shares))
-    rest = [share for index, share in enumerate(shares) if index != best]
-    if shares[best] < _MIN_SHARE or (rest and shares[best] - max(rest) < _MIN_GAP):
-        return None
+    edges = [edge_ratio(image.array, reading > 0) for _, reading in readings]
+    best = int(np.argmax(edges))
     how, array = readings[best]
+    share = liver_share(image.array, array > 0)
+    if share < _MIN_SHARE:
+        return None
+    if len(readings) > 1 and edges[best] < _MIN_EDGE_RATIO * max(min(edges), 1.0):
+        return None
     what = "unit" if units[0] != 1.0 else "signs or origin"
     return np.ascontiguousarray(array), (
         f"W_LABEL_AFFINE: the affine of {name} differs from the image's in its {what}; taken "
-        f"{how}, so that {100 * shares[best]:.0f} % of it has a liver's HU"
+        f"{how}, so that {100 * share:.0f} % of it has a liver's HU"
     )
 
 
@@ -89,6 +94,32 @@ def _signs(one: Grid, other: Grid) -> tuple[int, int, int] | None:
         return None
     z, y, x = (1 if c > 0 else -1 for c in cosines)
     return z, y, x
+
+
+def _same_origin(one: Grid, other: Grid, unit: float) -> bool:
+    """Whether two origins are the same but for signs and a unit."""
+    a, b = (np.abs(np.asarray(grid.origin_mm)) for grid in (one, other))
+    return any(bool(np.allclose(a, factor * b, atol=TOL_MM)) for factor in (1.0, unit))
+
+
+def edge_ratio(hu: Int16[Array, "z y x"], mask: Bool[Array, "z y x"]) -> float:
+    """How much steeper the image is on a mask's border than inside it, in the slices it covers.
+
+    Returns:
+        Mean in-plane gradient on the border over that inside: about 1 for a mask that lies
+        anywhere, 2 and more for one that follows an organ; 0 for one with no inside.
+    """
+    slices = np.flatnonzero(mask.any(axis=(1, 2)))
+    on_border, inside = [], []
+    for z in slices[:: max(1, len(slices) // _MAX_SLICES)]:
+        plane = np.clip(hu[z], *_EDGE_HU).astype(np.float32)
+        steepness = ndimage.gaussian_gradient_magnitude(plane, 1.0)
+        shrunk = ndimage.binary_erosion(mask[z])
+        on_border.append(steepness[mask[z] & ~shrunk])
+        inside.append(steepness[ndimage.binary_erosion(shrunk)])
+    if not slices.size or not np.concatenate(inside).size:
+        return 0.0
+    return float(np.concatenate(on_border).mean() / max(np.concatenate(inside).mean(), 1e-3))
 
 
 def liver_share(hu: Int16[Array, "z y x"], mask: Bool[Array, "z y x"]) -> float:
@@ -127,7 +158,7 @@ def doubts(image: Volume, label: Integer[Array, "z y x"]) -> tuple[str, ...]:
     if not _USUAL_LIVER_HU[0] < parenchyma < _USUAL_LIVER_HU[1]:
         found.append(f"W_LIVER_HU: the median of the liver is {parenchyma:.0f} HU")
     slices = np.flatnonzero(mask.any(axis=(1, 2)))
-    slices = slices[:: max(1, len(slices) // 40)]
+    slices = slices[:: max(1, len(slices) // _MAX_SLICES)]
     part = hu[slices]
     body, bone = part > _BODY_HU, part > _BONE_HU
     _, dy, dx = grid.spacing_mm
