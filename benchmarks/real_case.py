@@ -17,47 +17,21 @@ import json
 import resource
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 
+from hepar.data.importers.ircad import find_case
+from hepar.data.importers.loading import LoadedCase, load_case
 from hepar.evaluate.score import CaseScore, score_case
 from hepar.io.nifti import read_label
-from hepar.stages.read import read_study
+from hepar.study import Phase
 from hepar.systems.baselines.hu_threshold import hu_threshold
 
 LOG = Path(__file__).with_name("real_case.jsonl")
-N_TUMORS = 7
-
-
-def unpack(data: Path, name: str, work: Path) -> Path:
-    """The folder of an original part, unpacked to `work` if it is an archive."""
-    folder = data / name
-    if folder.is_dir():
-        return folder
-    for archive in data.glob(f"{name}.*"):
-        if archive.suffix == ".zip":
-            with zipfile.ZipFile(archive) as stream:
-                for member in stream.infolist():
-                    stream.extract(member, work)
-        else:
-            with tarfile.open(archive) as stream:
-                for entry in stream:
-                    stream.extract(entry, work, filter="data")
-        return work / name
-    raise SystemExit(f"{data} holds no {name}")
-
-
-def mask(masks: Path, name: str, files: tuple[str, ...]) -> np.ndarray:
-    """One structure as (z, y, x), its slices ordered like the image's."""
-    planes = [pydicom.dcmread(masks / name / Path(f).name).pixel_array > 0 for f in files]
-    return np.stack(planes)
 
 
 def commit() -> str:
@@ -92,18 +66,17 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        patient = unpack(options.data, "PATIENT_DICOM", work)
-        masks = unpack(options.data, "MASKS_DICOM", work)
+        case = find_case(options.data, work / "unpacked")
         out = options.out or work / "out"
-        command = [sys.executable, "-m", "hepar.cli", "segment", str(patient), "-o", str(out)]
+        patient = str(case.images[Phase.PV])
+        command = [sys.executable, "-m", "hepar.cli", "segment", patient, "-o", str(out)]
         if options.model:
             command += ["--model", str(options.model)]
         begun = time.perf_counter()
         subprocess.run(command, check=True)
         seconds = time.perf_counter() - begun
         peak_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-        series = read_study(patient).series[0]
-        entry = score(out, series, masks)
+        entry = score(out, load_case(case))
     entry = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
@@ -117,22 +90,16 @@ def main() -> None:
     print(json.dumps(entry, indent=2))
 
 
-def score(out: Path, series: Any, masks: Path) -> dict[str, Any]:
-    spacing_mm = series.volume.grid.spacing_mm
-    tumors = [mask(masks, f"livertumor{i + 1:02d}", series.files) for i in range(N_TUMORS)]
-    cyst = mask(masks, "liverkyst", series.files)
-    instances = np.zeros(cyst.shape, np.int32)
-    for number, tumor in enumerate(tumors, start=1):
-        instances[tumor] = number
-    liver = mask(masks, "liver", series.files) | (instances > 0) | cyst
-    truth = np.where(instances > 0, 2, liver).astype(np.uint8)
-    cyst &= instances == 0
+def score(out: Path, patient: LoadedCase) -> dict[str, Any]:
+    image, truth, instances = patient.images[Phase.PV], patient.label, patient.instances
+    assert instances is not None
+    spacing_mm = image.grid.spacing_mm
     predicted = read_label(out / "segmentation.nii.gz")
-    if not predicted.grid.is_close(series.volume.grid):
+    if not predicted.grid.is_close(image.grid):
         raise SystemExit("the segmentation does not lie on the source voxels")
     ids = read_label(out / "lesions.nii.gz").array
-    voxel_ml = series.volume.grid.voxel_ml
-    sizes = {i + 1: float(t.sum()) * voxel_ml for i, t in enumerate(tumors)}
+    voxels = np.bincount(instances.ravel())
+    sizes = {i: float(n) * image.grid.voxel_ml for i, n in enumerate(voxels) if i}
 
     def against(label: np.ndarray, found: np.ndarray | None = None) -> dict[str, Any]:
         result = score_case(
@@ -141,13 +108,13 @@ def score(out: Path, series: Any, masks: Path) -> dict[str, Any]:
             truth,
             spacing_mm,
             predicted_instances=found,
-            reference_instances=instances,
-            ignore=cyst,
+            reference_instances=instances.astype(np.int32),
+            ignore=patient.ignore,
         )
         return compact(result, sizes)
 
     def threshold(organ: np.ndarray) -> np.ndarray:
-        found = hu_threshold(series.volume.array, organ, spacing_mm)
+        found = hu_threshold(image.array, organ, spacing_mm)
         return np.where(found, 2, organ).astype(np.uint8)
 
     run = json.loads((out / "run.json").read_text())
@@ -155,7 +122,7 @@ def score(out: Path, series: Any, masks: Path) -> dict[str, Any]:
         "weights_sha256": run["hashes"]["model"],
         "hepar": against(predicted.array, ids),
         "hu_threshold_predicted_liver": against(threshold(predicted.array > 0)),
-        "hu_threshold_true_liver": against(threshold(liver)),
+        "hu_threshold_true_liver": against(threshold(truth > 0)),
     }
 
 

@@ -21,9 +21,11 @@ from tyro.conf import AvoidSubcommands, FlagCreatePairsOff, Positional, UseAppen
 from hepar.arguments import pick_device, stated_phases
 from hepar.console import (
     format_findings,
+    format_inspection,
     format_number,
     format_prepared,
     format_scores,
+    inspection_rows,
     progress,
 )
 from hepar.errors import EXIT_INTERNAL, HeparError, UsageError
@@ -109,41 +111,14 @@ def inspect(
             phased = assign_phases(read)
         except HeparError as error:
             refusal = error
-    grids = {s.verdict.series_id: s.volume.grid for s in read.series}
-    readings = {r.series_id: r for r in phased.readings} if phased else {}
-    rows = []
-    for verdict in read.verdicts:
-        grid, reading = grids.get(verdict.series_id), readings.get(verdict.series_id)
-        rows.append(
-            {
-                "series": verdict.series_id,
-                "source": verdict.source,
-                "description": verdict.description,
-                "status": verdict.status,
-                "reason": verdict.reason,
-                "code": verdict.code,
-                "files": verdict.n_files,
-                "shape_zyx": list(grid.shape) if grid else None,
-                "spacing_mm_zyx": [round(v, 4) for v in grid.spacing_mm] if grid else None,
-                "phase": str(reading.phase) if reading else None,
-                "phase_confidence": reading.confidence if reading else None,
-                "phase_reason": reading.reason if reading else None,
-            }
-        )
+    rows = inspection_rows(read, phased)
     warnings = list(phased.warnings if phased else read.warnings)
     if as_json:
         document: dict[str, Any] = {"series": rows, "warnings": warnings}
         document["error"] = refusal.as_dict() if refusal else None
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
     else:
-        for row in rows:
-            size = f"  {row['shape_zyx']} at {row['spacing_mm_zyx']} mm" if row["shape_zyx"] else ""
-            named = f" ({row['description']})" if row["description"] else ""
-            sys.stdout.write(f"{row['series']}{named}: {row['status']}: {row['reason']}{size}\n")
-            if row["phase"]:
-                sure = f"{row['phase_confidence']:.2f}"
-                sys.stdout.write(f"  {row['phase']} ({sure}): {row['phase_reason']}\n")
-        sys.stdout.writelines(f"{warning}\n" for warning in warnings)
+        sys.stdout.write(format_inspection(rows, warnings))
     if refusal:
         _complain(refusal)
         raise SystemExit(refusal.exit_code)

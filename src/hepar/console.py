@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.status import Status
 
 if TYPE_CHECKING:
-    from hepar.study import Findings
+    from hepar.study import Findings, PhasedStudy, Study
 
 
 class Steps:
@@ -66,6 +66,45 @@ def progress(quiet: bool) -> Iterator[Steps]:
 def format_number(value: Any) -> str:
     """Thousands separated; anything else as it is."""
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def inspection_rows(study: Study, phased: PhasedStudy | None) -> list[dict[str, Any]]:
+    """What `inspect` says of each series, as plain data; phases where they could be told."""
+    grids = {s.verdict.series_id: s.volume.grid for s in study.series}
+    readings = {r.series_id: r for r in phased.readings} if phased else {}
+    rows = []
+    for verdict in study.verdicts:
+        grid, reading = grids.get(verdict.series_id), readings.get(verdict.series_id)
+        rows.append(
+            {
+                "series": verdict.series_id,
+                "source": verdict.source,
+                "description": verdict.description,
+                "status": verdict.status,
+                "reason": verdict.reason,
+                "code": verdict.code,
+                "files": verdict.n_files,
+                "shape_zyx": list(grid.shape) if grid else None,
+                "spacing_mm_zyx": [round(v, 4) for v in grid.spacing_mm] if grid else None,
+                "phase": str(reading.phase) if reading else None,
+                "phase_confidence": reading.confidence if reading else None,
+                "phase_reason": reading.reason if reading else None,
+            }
+        )
+    return rows
+
+
+def format_inspection(rows: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> str:
+    """The series of a study as text."""
+    lines = []
+    for row in rows:
+        size = f"  {row['shape_zyx']} at {row['spacing_mm_zyx']} mm" if row["shape_zyx"] else ""
+        named = f" ({row['description']})" if row["description"] else ""
+        lines.append(f"{row['series']}{named}: {row['status']}: {row['reason']}{size}")
+        if row["phase"]:
+            sure = f"{row['phase_confidence']:.2f}"
+            lines.append(f"  {row['phase']} ({sure}): {row['phase_reason']}")
+    return "".join(f"{line}\n" for line in (*lines, *warnings))
 
 
 def format_prepared(document: dict[str, Any], out: Path) -> str:
