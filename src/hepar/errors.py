@@ -72,6 +72,21 @@ class ResourceExhausted(HeparError):
     exit_code = EXIT_RESOURCE
 
 
+class Interrupted(HeparError):
+    """A signal asked the work to stop, and what was done is kept (exit 128 + signal).
+
+    Args:
+        signum: the signal.
+        stage: what was stopped.
+        message: how far it came.
+        remedy: how to go on.
+    """
+
+    def __init__(self, signum: int, stage: str, message: str, remedy: str) -> None:
+        super().__init__("E_INTERRUPTED", stage, message, remedy)
+        self.exit_code = 128 + signum
+
+
 class ModelIntegrityError(HeparError):
     """A model folder is damaged, incomplete or not what it claims to be (exit 13)."""
 

@@ -351,6 +351,21 @@ def recipe_hash(recipe: Recipe) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def changes(before: Recipe, after: Recipe, most: int = 3) -> list[str]:
+    """The first few settings that differ, each as `key: old -> new`."""
+    found: list[str] = []
+
+    def walk(old: Any, new: Any, key: str) -> None:
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            for name in dict.fromkeys((*old, *new)):
+                walk(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+        elif old != new:
+            found.append(f"{key}: {old} -> {new}")
+
+    walk(before.model_dump(mode="json"), after.model_dump(mode="json"), "")
+    return [*found[:most], f"and {len(found) - most} more"] if len(found) > most else found
+
+
 def _refuse(message: str) -> UsageError:
     return UsageError("E_RECIPE", "recipe", message, "Correct the recipe or the --set argument.")
 

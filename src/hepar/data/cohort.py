@@ -226,6 +226,19 @@ class CohortCases:
         """A held-out case."""
         return self._case(self.held_out[index])
 
+    def train_name(self, index: int) -> str:
+        """Name of a training case."""
+        return self.train[index].case_id
+
+    def fingerprint(self) -> str:
+        """Hash of the cases of either kind and of the content of their files."""
+        return content_key(
+            {
+                name: [[case.case_id, case.patient_id, self._key(case)] for case in cases]
+                for name, cases in (("train", self.train), ("held_out", self.held_out))
+            }
+        )
+
     def _key(self, case: CohortCase) -> dict[str, Any]:
         """All that a prepared case depends on; files are read for it once a run."""
         if case.case_id not in self._keys:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from hepar.data.cache import arrays_hash
 from hepar.errors import InputRefused
 from hepar.geometry import canonical
-from hepar.io.atomic import atomic_path
+from hepar.io.atomic import atomic_path, one_process
 from hepar.phantom.anatomy import anatomy
 from hepar.phantom.deform import Triple
 from hepar.phantom.dome import complete_dome
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 # Bit of a template's code map that says "inside the liver"; tissue codes stay below it.
 LIVER_BIT = 64
 _BANK_VERSION = 2
+_DIGEST = "sha256"
 
 
 @dataclass(frozen=True)
@@ -123,13 +125,19 @@ def bank_entry(template: Template, rng: np.random.Generator) -> BankEntry:
 
 def load_bank(data: OrganData, seed: int, cache_dir: Path | None) -> list[BankEntry]:
     """The bank of templates, from the cache when it holds the same one."""
-    path = None if cache_dir is None else cache_dir / f"organ-{_fingerprint(data, seed)}.npz"
-    if path is not None and path.is_file():
-        return _read_bank(path)
-    bank = build_bank(data, seed)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_bank(path, bank)
+    if cache_dir is None:
+        return build_bank(data, seed)
+    path = cache_dir / f"organ-{_fingerprint(data, seed)}.npz"
+    with one_process(cache_dir):
+        bank = _read_bank(path)
+        if bank is None:
+            if path.exists():
+                log.warning(
+                    "W_CACHE_REBUILT: %s is damaged or of an older layout and is made again",
+                    path.name,
+                )
+            bank = build_bank(data, seed)
+            _write_bank(path, bank)
     return bank
 
 
@@ -182,18 +190,25 @@ def _write_bank(path: Path, bank: list[BankEntry]) -> None:
         arrays[f"spacing_{i:04d}"] = np.asarray(entry.spacing_mm)
         if entry.hu is not None:
             arrays[f"hu_{i:04d}"] = entry.hu
+    arrays[_DIGEST] = np.array(arrays_hash(arrays))
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)
 
 
-def _read_bank(path: Path) -> list[BankEntry]:
+def _read_bank(path: Path) -> list[BankEntry] | None:
+    """The bank in a file; None where it is missing, damaged, or without a digest."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        if str(arrays.pop(_DIGEST)) != arrays_hash(arrays):
+            return None
+    except Exception:  # what a damaged archive makes its readers raise is not one family
+        return None
     bank = []
-    with np.load(path, allow_pickle=False) as arrays:
-        names = set(arrays.files)
-        for i in range(sum(n.startswith("code_") for n in names)):
-            z, y, x = (float(v) for v in arrays[f"spacing_{i:04d}"])
-            hu = arrays[f"hu_{i:04d}"] if f"hu_{i:04d}" in names else None
-            bank.append(
-                BankEntry(arrays[f"code_{i:04d}"], hu, arrays[f"native_{i:04d}"], (z, y, x))
-            )
+    for i in range(sum(n.startswith("code_") for n in arrays)):
+        z, y, x = (float(v) for v in arrays[f"spacing_{i:04d}"])
+        hu = arrays.get(f"hu_{i:04d}")
+        bank.append(BankEntry(arrays[f"code_{i:04d}"], hu, arrays[f"native_{i:04d}"], (z, y, x)))
     return bank

@@ -15,13 +15,15 @@ import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
 
-from hepar.data.organ_bank import LIVER_BIT, BankEntry, load_bank
+from hepar.data.cache import content_key
+from hepar.data.organ_bank import LIVER_BIT, BankEntry, anatomy_hash, load_bank
 from hepar.data.sampling import Sample, ValidationCase
 from hepar.phantom.deform import Triple, draw_warp, source_points_mm
 from hepar.phantom.labelmap import context_table
 from hepar.phantom.masses import Scene, add_arms, add_masses, limit_field
 from hepar.phantom.recolor import degrade, draw_look, paint_tissue, recolor
 from hepar.phantom.tissue import Tissue
+from hepar.phantom.version import fingerprint as phantom_code
 from hepar.preprocess import window
 from hepar.systems.base import InputSpec
 
@@ -79,6 +81,16 @@ class OrganSource:
         entries = self._real if use_real else self._phantoms
         entry = entries[rng.integers(len(entries))]
         return self._paint(entry, rng, wild=self.data.wild_share, anywhere=0.2)
+
+    def case_of(self, epoch: int, index: int) -> str:
+        """Samples are drawn from a bank of anatomies, none of which has a name."""
+        return "organ bank"
+
+    def fingerprint(self) -> str:
+        """Hash of the generator and of the files that templates are made of."""
+        return content_key(
+            {"phantom": phantom_code(), "anatomies": anatomy_hash(self.data.anatomies)}
+        )
 
     def validation(self) -> Iterator[ValidationCase]:
         """Held-out phantoms and warps, liver in the field, no wild colors."""

@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +34,7 @@ from hepar.data.phantom_cohort import (
     single,
     visit,
 )
+from hepar.data.processes import in_processes
 from hepar.geometry import Grid
 from hepar.io.atomic import atomic_path
 from hepar.io.dicom_write import write_dicom_series
@@ -160,9 +159,7 @@ def _draw_all(roster: Sequence[Enrolled], processes: int) -> Iterator[Anatomy]:
     if processes == 1:
         yield from map(draw, roster)
         return
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        for start in range(0, len(roster), 4 * processes):
-            yield from pool.map(draw, roster[start : start + 4 * processes])
+    yield from in_processes(draw, roster, processes, lambda patient: patient.case_id)
 
 
 def _write_each(

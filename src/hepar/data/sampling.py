@@ -7,9 +7,13 @@ resuming at a step, any number of workers and any prefetching depth give the sam
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import logging
+import os
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -18,7 +22,12 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
+from hepar.errors import HeparError, ResourceExhausted
 from hepar.systems.base import Batch
+
+LOG = logging.getLogger(__name__)
+ATTEMPTS = 3
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,26 @@ class SampleSource(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsItsCases(Protocol):
+    """What a source may offer beside: names for messages, and a hash of what it draws from."""
+
+    def case_of(self, epoch: int, index: int) -> str:
+        """Name of the case that a sample is drawn from."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hash of everything outside the recipe that decides the samples: files and their cases."""
+        ...
+
+
+def fingerprint(source: SampleSource) -> str:
+    """A hash of what a source draws from; of its size alone where it says no more."""
+    if isinstance(source, KnowsItsCases):
+        return source.fingerprint()
+    return hashlib.sha256(f"{type(source).__qualname__} {len(source)}".encode()).hexdigest()
+
+
 def collate(samples: Iterable[Sample]) -> tuple[Batch, Bool[Tensor, "b c *spatial"] | None]:
     """Stack samples of one shape into CPU tensors: a batch, and where its channels are visible.
 
@@ -118,7 +147,8 @@ def batches(
     stop: int,
     finish: Finish,
     workers: int = 1,
-) -> Iterator[Batch]:
+    stopped: Callable[[], bool] = lambda: False,
+) -> Generator[Batch, None, None]:
     """Yield the batches of steps `start` to `stop`, in order.
 
     Args:
@@ -129,22 +159,86 @@ def batches(
         finish: transfer to the device, augmentation and masking; runs beside the sampling.
         workers: threads that prepare batches ahead of the consumer; 0 prepares them in line.
             Painting and filtering release the interpreter lock, so that threads overlap the step.
+            At most as many as there are processors; fewer where the system refuses to start them.
+        stopped: asked while waiting; once it says yes the stream ends early.
+
+    Raises:
+        ResourceExhausted: `E_WORKER_DIED`, naming the case: its sample could not be prepared.
     """
 
     def build(step: int) -> Batch:
         where = positions(len(source), batch_size, step)
-        return finish(*collate(source.sample(epoch, index) for epoch, index in where), where)
+        return finish(*collate(_sample(source, epoch, index) for epoch, index in where), where)
 
-    if workers == 0:
-        yield from map(build, range(start, stop))
+    steps = range(start, stop)
+    pool, workers = _pool(min(workers, os.cpu_count() or 1, len(steps)))
+    if pool is None:
+        for step in steps:
+            if stopped():
+                return
+            yield build(step)
         return
-    pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="hepar-data")
     pending: deque[Future[Batch]] = deque()
     with contextlib.ExitStack() as stack:
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-        for step in range(start, stop):
-            pending.append(pool.submit(build, step))
-            if len(pending) > 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        for step in (*steps, *[None] * 2 * workers):
+            if step is not None:
+                pending.append(pool.submit(build, step))
+            if pending and (step is None or len(pending) > 2 * workers):
+                batch = _wait(pending.popleft(), stopped)
+                if batch is None:
+                    return
+                yield batch
+
+
+def _sample(source: SampleSource, epoch: int, index: int) -> Sample:
+    """A sample; what the machine could not give is asked for again before it is an error."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return source.sample(epoch, index)
+        except HeparError:
+            raise  # it already says what is wrong and where
+        except Exception as error:
+            passing = isinstance(error, OSError | MemoryError) and attempt < ATTEMPTS
+            name = f"sample {index} of epoch {epoch}"
+            if isinstance(source, KnowsItsCases):
+                name = f"{source.case_of(epoch, index)} ({name})"
+            LOG.debug("%s", name, exc_info=True)
+            if not passing:
+                raise ResourceExhausted(
+                    "E_WORKER_DIED",
+                    "train",
+                    f"{name} could not be prepared: {type(error).__name__}: {error}",
+                    "Check the case's files, or leave it out; training then goes on from its last "
+                    "checkpoint.",
+                ) from error
+            LOG.warning("%s could not be prepared and is tried again: %s", name, error)
+    raise AssertionError("unreachable")
+
+
+def _pool(workers: int) -> tuple[ThreadPoolExecutor | None, int]:
+    """A pool with all its threads started, as many of them as the system allows."""
+    while workers > 0:
+        pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="hepar-data")
+        # Each job holds its thread until the last has one; else one thread would take them all.
+        go, started = threading.Event(), 0
+        try:
+            for _ in range(workers):
+                pool.submit(go.wait)
+                started += 1
+        except RuntimeError as error:
+            LOG.warning("W_FEWER_WORKERS: %s; %d of %d started", error, started, workers)
+        go.set()
+        if started == workers:
+            return pool, workers
+        pool.shutdown(wait=True, cancel_futures=True)
+        workers = started
+    return None, 0
+
+
+def _wait(future: Future[Batch], stopped: Callable[[], bool]) -> Batch | None:
+    """The batch, or None when a stop was asked for before it came."""
+    while not wait([future], timeout=_POLL_S).done:
+        if stopped():
+            return None
+    return future.result()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int16
 from scipy import ndimage
 
-from hepar.data.cache import ArrayCache, Arrays, file_hash
+from hepar.data.cache import ArrayCache, Arrays, content_key, file_hash
 from hepar.data.organ_bank import anatomy_hash, mask_folder, read_label_map
 from hepar.data.patches import (
     PreparedCase,
@@ -24,6 +22,7 @@ from hepar.data.patches import (
     whole_case,
 )
 from hepar.data.phantom_bank import read_bank
+from hepar.data.processes import in_processes
 from hepar.data.sampling import Sample, ValidationCase
 from hepar.errors import UsageError
 from hepar.geometry import Grid
@@ -31,7 +30,7 @@ from hepar.phantom.anatomy import Anatomy, anatomy
 from hepar.phantom.labelmap import Template
 from hepar.phantom.population import population
 from hepar.phantom.scanner import paint
-from hepar.phantom.version import fingerprint
+from hepar.phantom.version import fingerprint as phantom_code
 from hepar.phantom.warped import warped_anatomy
 from hepar.recipe import LiverMask, PatchSettings, PhantomTumorData
 from hepar.resampling import resample
@@ -62,6 +61,14 @@ class CaseProvider(Protocol):
 
     def train_case(self, index: int, epoch: int) -> PreparedCase:
         """A training case; may look different from epoch to epoch."""
+        ...
+
+    def train_name(self, index: int) -> str:
+        """Name of a training case, known before it is prepared."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hash of everything outside the recipe that decides the cases."""
         ...
 
     def validation_case(self, index: int) -> PreparedCase:
@@ -96,12 +103,23 @@ class CaseSource:
 
     def sample(self, epoch: int, index: int) -> Sample:
         """The sample of (seed, epoch, index)."""
+        case = self.cases.train_case(self._number(epoch, index), epoch)
+        rng = np.random.default_rng([_DRAW, self.seed, epoch, index])
+        return draw_patch(case, self.spec, self.settings, rng)
+
+    def case_of(self, epoch: int, index: int) -> str:
+        """Name of the case that a sample is drawn from."""
+        return self.cases.train_name(self._number(epoch, index))
+
+    def fingerprint(self) -> str:
+        """Hash of everything outside the recipe that decides the samples."""
+        return self.cases.fingerprint()
+
+    def _number(self, epoch: int, index: int) -> int:
         order = np.random.default_rng([_ORDER, self.seed, epoch]).permutation(self.cases.n_train)
         block, within = divmod(index, GROUP * self.settings.samples_per_case)
         group = order[block * GROUP : (block + 1) * GROUP]
-        case = self.cases.train_case(int(group[within % len(group)]), epoch)
-        rng = np.random.default_rng([_DRAW, self.seed, epoch, index])
-        return draw_patch(case, self.spec, self.settings, rng)
+        return int(group[within % len(group)])
 
     def validation(self) -> Iterator[ValidationCase]:
         """The held-out cases, every phase shown."""
@@ -173,6 +191,14 @@ class PhantomCases:
         )
         return self._prepared(patient, visit)
 
+    def train_name(self, index: int) -> str:
+        """Name of a training patient."""
+        return _name(self.settings.seed_base + index)
+
+    def fingerprint(self) -> str:
+        """Hash of the generator and of the files that patients are made of."""
+        return content_key({"version": _VERSION, **self._files()})
+
     def validation_case(self, index: int) -> PreparedCase:
         """A held-out patient's only scan."""
         return self._case(self.settings.seed_base + VALIDATION_SEED + index, 1, 0)
@@ -183,9 +209,8 @@ class PhantomCases:
         wanted = [(base + i, paints) for i in range(self.n_train if paints else 0)]
         wanted += [(base + VALIDATION_SEED + i, 1) for i in range(self.n_validation)]
         job = partial(_fill_one, self.settings, self.spec, self.cache.folder)
-        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-            for done, _ in enumerate(pool.map(job, wanted)):
-                LOG.info("painted %d of %d patients", done + 1, len(wanted))
+        for done, _ in enumerate(in_processes(job, wanted, processes, lambda w: _name(w[0]))):
+            LOG.info("painted %d of %d patients", done + 1, len(wanted))
 
     def _case(self, patient: int, paints: int, chosen: int) -> PreparedCase:
         arrays = self._arrays(patient, paints)
@@ -194,7 +219,7 @@ class PhantomCases:
     def _prepared(self, patient: int, visit: Arrays) -> PreparedCase:
         z, y, x = (float(v) for v in visit["spacing_mm"])
         return PreparedCase(
-            case_id=f"phantom-{patient}",
+            case_id=_name(patient),
             hu=visit["hu"],
             present=np.ones(len(self.spec.phases), bool),
             label=visit["label"],
@@ -230,10 +255,8 @@ class PhantomCases:
         settings = self.settings
         parts = {
             "version": _VERSION,
-            "phantom": fingerprint(),
             "population": settings.population,
-            "bank": settings.bank and file_hash(settings.bank),
-            "anatomies": anatomy_hash(settings.anatomies),
+            **self._files(),
             "anatomy_share": settings.anatomy_share,
             "patient": patient,
             "paints": paints,
@@ -244,6 +267,15 @@ class PhantomCases:
             "liver_mask": settings.liver_mask.model_dump(),
         }
         return self.cache.get(parts, lambda: self._paint(patient, paints))
+
+    def _files(self) -> dict[str, str | None]:
+        """Hashes of what patients are made of."""
+        settings = self.settings
+        return {
+            "phantom": phantom_code(),
+            "bank": None if settings.bank is None else file_hash(settings.bank),
+            "anatomies": anatomy_hash(settings.anatomies),
+        }
 
     def _paint(self, patient: int, paints: int) -> Arrays:
         body = self._anatomy(patient)
@@ -281,6 +313,10 @@ class PhantomCases:
             "contents": slice_contents(label, liver),
             "lesions": lesion_voxels(instances),
         }
+
+
+def _name(patient: int) -> str:
+    return f"phantom-{patient}"
 
 
 def _fill_one(

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from hepar.errors import ResourceExhausted, UsageError
@@ -85,6 +85,27 @@ def staged_folder(out: Path | str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         _remove_folders(made)
         raise
+
+
+@contextmanager
+def one_process(folder: Path) -> Iterator[None]:
+    """Let one process at a time, or thread, into this block for a folder; the others wait.
+
+    The lock is the system's own and ends with the process that holds it. Where there are none (some
+    network file systems, not POSIX) nobody waits: what is written inside has to be atomic anyway.
+
+    Args:
+        folder: made if absent; gets an empty file `.lock`, which stays.
+    """
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        with suppress(OSError, ImportError):
+            import fcntl  # POSIX alone has it
+
+            stream = stack.enter_context((folder / ".lock").open("ab"))
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def sweep(folder: Path) -> int:

@@ -3,12 +3,15 @@
 `last.safetensors` holds everything a run needs to go on bit for bit: weights, their moving average,
 optimizer tensors, and counters as JSON in the header. There is no random state to keep: data are a
 function of (seed, epoch, index) and the model's randomness is reseeded from (seed, step).
-`best.safetensors` holds weights alone, under the network's own names.
+`best.safetensors` holds weights alone, under the network's own names. The header of either holds a
+SHA-256 over names, shapes, values and the rest of the header: safetensors itself does not notice a
+byte that changed on the disk.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,13 +23,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hepar.errors import ModelIntegrityError
+from hepar.errors import ModelIntegrityError, UsageError
 from hepar.io.atomic import atomic_path
 from hepar.recipe import Recipe, Schedule
 from hepar.systems.table import build
 
 HEADER = "hepar"
-FORMAT = 1
+FORMAT = 2
+_UNSIGNED = 1  # without a digest; still read
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -40,7 +44,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     plain = {
         name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()
     }
-    text = json.dumps({"format": FORMAT, **header}, sort_keys=True)
+    full = {"format": FORMAT, **header}
+    text = json.dumps({**full, "sha256": _digest(plain, full)}, sort_keys=True)
     with atomic_path(path) as temporary:
         save_file(plain, temporary, metadata={HEADER: text})
 
@@ -49,27 +54,35 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write_tensors` wrote.
 
     Raises:
-        ModelIntegrityError: `E_CHECKPOINT`, damaged or not ours.
+        ModelIntegrityError: `E_CKPT_CORRUPT`, damaged or not ours.
     """
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[HEADER])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        found = header["format"]
+        if found not in (_UNSIGNED, FORMAT):
+            raise ValueError(f"its format is {found!r}, this version reads {FORMAT}")
+        if found == FORMAT and header.pop("sha256") != _digest(tensors, header):
+            raise ValueError("its content is not what its SHA-256 was taken from")
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ModelIntegrityError(
-            "E_CHECKPOINT",
+            "E_CKPT_CORRUPT",
             "train",
             f"{path.name} cannot be read as a checkpoint: {error}.",
-            "Delete the file; training then starts from its beginning.",
+            "Delete the damaged file; a run without checkpoints starts from its beginning.",
         ) from None
-    if header.get("format") != FORMAT:
-        raise ModelIntegrityError(
-            "E_CHECKPOINT",
-            "train",
-            f"{path.name} has format {header.get('format')!r}, this version reads {FORMAT}.",
-            "Train with the version that wrote it, or into another folder.",
-        )
     return tensors, header
+
+
+def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    """SHA-256 of CPU tensors, contiguous, with their names, types and shapes, and of a header."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def starting_model(recipe: Recipe) -> nn.Module:
@@ -145,6 +158,9 @@ class TrainState:
         best_step: step of the weights in `best.safetensors`; 0 before the first.
         skipped: steps skipped in all.
         streak: steps skipped in a row, up to now.
+        rollbacks: times the weights were taken back to those of a checkpoint.
+        scored: newest step whose validation is done; one that a signal cut short is made up for.
+        data: hash of what is trained on; None before it is known.
     """
 
     model: nn.Module
@@ -157,6 +173,9 @@ class TrainState:
     best_step: int = 0
     skipped: int = 0
     streak: int = 0
+    rollbacks: int = 0
+    scored: int = 0
+    data: str | None = None
 
     @classmethod
     def fresh(
@@ -173,6 +192,12 @@ class TrainState:
     def kept(self) -> nn.Module:
         """The weights that are validated and shipped."""
         return self.model if self.average is None else self.average
+
+    def finite(self) -> bool:
+        """Whether no weight, of the network or its average, is NaN or infinite."""
+        values = [*self.model.state_dict().values(), *self.kept.state_dict().values()]
+        good = [torch.isfinite(v).all() for v in values if v.is_floating_point()]
+        return bool(torch.stack(good).all())
 
     @torch.no_grad()
     def update_average(self) -> None:
@@ -206,18 +231,24 @@ class TrainState:
         }
         write_tensors(path, tensors, header)
 
-    def load(self, path: Path, recipe: str) -> None:
+    def load(self, path: Path, recipe: str, *, counters: bool = True) -> None:
         """Restore what `save` wrote.
 
+        Args:
+            path: the file.
+            recipe: hash of the recipe that is trained.
+            counters: False restores weights and optimizer alone: the steps done stay done.
+
         Raises:
-            ModelIntegrityError: `E_CHECKPOINT`, damaged or of another recipe.
+            ModelIntegrityError: `E_CKPT_CORRUPT`.
+            UsageError: `E_CONFIG_CHANGED`, it belongs to another recipe.
         """
         tensors, header = read_tensors(path)
         if header["recipe"] != recipe:
-            raise ModelIntegrityError(
-                "E_CHECKPOINT",
+            raise UsageError(
+                "E_CONFIG_CHANGED",
                 "train",
-                f"{path.name} belongs to another recipe than the one beside it.",
+                f"{path.name} belongs to a run of another recipe.",
                 "Train into another folder.",
             )
         self.model.load_state_dict(under("model", tensors))
@@ -226,8 +257,14 @@ class TrainState:
         unpack_optimizer(self.optimizer, under("optimizer", tensors), header["optimizer"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(header["scaler"])
-        for name in _COUNTERS:
-            setattr(self, name, header[name])
+        if counters:
+            # Checkpoints of earlier versions were written after the validation of their step.
+            known = {"rollbacks": 0, "scored": header["step"], "data": None, **header}
+            for name in _COUNTERS:
+                setattr(self, name, known[name])
 
 
-_COUNTERS = ("step", "best_score", "best_step", "skipped", "streak")
+_COUNTERS = (
+    *("step", "best_score", "best_step", "skipped", "streak"),
+    *("rollbacks", "scored", "data"),
+)

@@ -4,39 +4,48 @@ A step is a pure function of (weights, optimizer state, seed, step): data come f
 (seed, epoch, index), and the model's own randomness is reseeded from (seed, step). A run killed at
 any moment therefore continues from its last checkpoint to the bytes an unbroken run would have
 left, on the same kind of device.
+
+A step whose loss or gradient is not finite changes nothing. After three in a row the weights go
+back, once in a run, to the last checkpoint while the data go on: the same batches would only fail
+again. Then the run stops. Nothing that is not finite is kept as a checkpoint or as the best.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 
 from hepar.data.augment import Augmentation
-from hepar.data.sampling import SampleSource, batches
+from hepar.data.sampling import SampleSource, batches, fingerprint
 from hepar.data.sources import open_source
-from hepar.errors import UsageError
+from hepar.errors import Interrupted, UsageError
 from hepar.io.atomic import atomic_path
-from hepar.recipe import Recipe, dump_recipe, in_steps, load_recipe, recipe_hash
+from hepar.recipe import Recipe, changes, dump_recipe, in_steps, load_recipe, recipe_hash
 from hepar.systems.base import Batch, InputSpec
 from hepar.systems.table import build
 from hepar.train.checkpoint import TrainState, starting_model, write_tensors
 from hepar.train.history import History
+from hepar.train.interrupt import StopRequest
+from hepar.train.recovery import LAST, PREVIOUS, Checkpoints
 from hepar.train.repeatable import Deterministic, mixed_seed
 from hepar.train.schedule import learning_rate
 from hepar.train.validate import Score, validate
 
 LOG = logging.getLogger(__name__)
-LAST, BEST, HISTORY, RECIPE = "last.safetensors", "best.safetensors", "log.jsonl", "recipe.yaml"
+BEST, HISTORY, RECIPE = "best.safetensors", "log.jsonl", "recipe.yaml"
 LOG_EVERY = 10
 MAX_BAD_STEPS = 3
+MAX_ROLLBACKS = 1
 _INIT, _STEP = 0, 1
 
 Progress = Callable[[int, int, dict[str, Any]], None]
@@ -78,17 +87,22 @@ def train(
 
     Args:
         recipe: what to train.
-        out_dir: gets `last.safetensors`, `best.safetensors`, `log.jsonl`, `recipe.yaml`.
+        out_dir: gets `last.safetensors`, `previous.safetensors`, `best.safetensors`, `log.jsonl`,
+            `recipe.yaml`.
         device: where to compute.
         resume: False starts afresh, over what is there.
         cache_dir: for prepared cases, shared between runs.
         progress: called with (steps done, steps, newest log entry).
-        workers: threads preparing batches; does not change the result.
+        workers: threads preparing batches; does not change the result. More than there are
+            processors are not started.
         source: instead of the one the recipe asks for.
 
     Raises:
-        UsageError: `E_RECIPE_CHANGED`, the folder holds a run of another recipe; `E_DIVERGED`,
-            three steps in a row without a finite loss and gradient; `E_RECIPE`.
+        UsageError: `E_CONFIG_CHANGED`, the folder holds a run of another recipe or of other data;
+            `E_NAN_LOSS`, losses or weights are not finite, also after going back; `E_RECIPE`.
+        ModelIntegrityError: `E_CKPT_CORRUPT`, no checkpoint can be read.
+        ResourceExhausted: `E_WORKER_DIED`, a sample could not be prepared.
+        Interrupted: `E_INTERRUPTED`, on SIGTERM or SIGINT, with a checkpoint written.
     """
     began, device = time.monotonic(), torch.device(device)
     _check_precision(recipe, device)
@@ -100,14 +114,15 @@ def train(
     _check_folder(recipe, out_dir, resume)
     with Deterministic(device):
         run = _Run(recipe, out_dir, device)
-        if (out_dir / LAST).exists():
-            run.state.load(out_dir / LAST, recipe_hash(recipe))
+        if run.checkpoints.exist():
+            run.checkpoints.load(run.state)
             LOG.info("resuming at step %d of %d", run.state.step, recipe.schedule.steps)
-        run.history.forget_after(run.state.step)
-        if run.state.step < recipe.schedule.steps:
+        if run.unfinished():
             source = source or open_source(
                 recipe.data, run.spec, seed=recipe.seed, cache_dir=cache_dir
             )
+            _check_data(run.state, fingerprint(source), out_dir)
+            run.history.forget_after(run.state.step)
             # Not before everything that can be refused: bad input leaves nothing behind.
             if not (out_dir / RECIPE).exists():
                 with atomic_path(out_dir / RECIPE) as temporary:
@@ -139,6 +154,9 @@ class _Run:
         model.train()
         self.state = TrainState.fresh(model, _optimizer(recipe, model), self.schedule)
         self.history = History(out_dir / HISTORY)
+        self.checkpoints = Checkpoints(out_dir, recipe_hash(recipe), self.schedule.checkpoint_every)
+        self.recent: list[float] = []
+        self.began = time.monotonic()
         lower = {"bf16": torch.bfloat16, "fp16": torch.float16}
         self.autocast = torch.autocast(
             device.type,
@@ -146,36 +164,94 @@ class _Run:
             enabled=self.schedule.precision != "fp32",
         )
 
+    def unfinished(self) -> bool:
+        """Whether steps, or the validation of the newest one, are still to be done."""
+        return self.state.step < self.schedule.steps or self.to_score()
+
+    def to_score(self) -> bool:
+        """Whether the validation of the newest step is still to be done."""
+        step, schedule = self.state.step, self.schedule
+        due = step > 0 and (step == schedule.steps or _due(step, schedule.validate_every))
+        return due and self.state.scored < step
+
     def go(self, source: SampleSource, workers: int, progress: Progress | None) -> None:
-        """Train from the state's step to the end."""
+        """Train from the state's step to the end, or until a signal comes."""
         schedule, state, recipe = self.schedule, self.state, self.recipe
         finish = Augmentation(recipe.augment, self.spec, seed=recipe.seed, device=self.device)
-        stream = batches(
-            source,
-            batch_size=schedule.batch_size,
-            start=state.step,
-            stop=schedule.steps,
-            finish=finish,
-            workers=workers,
-        )
-        recent: list[float] = []
-        began = time.monotonic()
-        for batch in stream:
-            loss = self.step(batch)
-            if loss is not None:
-                recent.append(loss)
-            last = state.step == schedule.steps
-            score = (
-                self.score(source) if last or _due(state.step, schedule.validate_every) else None
+        with StopRequest() as stop:
+            if self.to_score():
+                self.after_step(source, stop, progress)
+            stream = batches(
+                source,
+                batch_size=schedule.batch_size,
+                start=state.step,
+                stop=schedule.steps,
+                finish=finish,
+                workers=workers,
+                stopped=stop,
             )
-            if last or score or _due(state.step, LOG_EVERY):
-                entry = self.entry(recent, time.monotonic() - began, score)
-                self.history.append(entry)
-                recent, began = [], time.monotonic()
-                if progress is not None:
-                    progress(state.step, schedule.steps, entry)
-            if last or _due(state.step, schedule.checkpoint_every):
-                state.save(self.out_dir / LAST, recipe_hash(self.recipe))
+            with contextlib.closing(stream):
+                for batch in stream:
+                    loss = self.step(batch)
+                    if loss is not None:
+                        self.recent.append(loss)
+                    self.after_step(source, stop, progress)
+            if self.unfinished():
+                self.halt(stop)
+
+    def after_step(
+        self, source: SampleSource, stop: StopRequest, progress: Progress | None
+    ) -> None:
+        """Validate, log and keep the newest step where that is due."""
+        state, schedule = self.state, self.schedule
+        if stop():
+            self.halt(stop)
+        last, score = state.step == schedule.steps, None
+        keep = last or _due(state.step, schedule.checkpoint_every)
+        if (keep or self.to_score()) and not state.finite():
+            self.roll_back()
+        if self.to_score():
+            score = self.score(source, stop)
+            if score is None:
+                self.halt(stop)
+        if last or score or _due(state.step, LOG_EVERY):
+            entry = self.entry(self.recent, time.monotonic() - self.began, score)
+            self.history.append(entry)
+            self.recent, self.began = [], time.monotonic()
+            if progress is not None:
+                progress(state.step, schedule.steps, entry)
+        # A step that failed may be the first of those that the weights go back behind.
+        if last or (keep and state.streak == 0):
+            self.checkpoints.save(state)
+
+    def halt(self, stop: StopRequest) -> NoReturn:
+        """Keep what was done and say how to go on."""
+        state, signum = self.state, stop.signum or signal.SIGTERM
+        # Else the run goes on from its last regular checkpoint, to the same end.
+        if state.step > 0 and state.streak == 0 and state.finite():
+            self.checkpoints.save(state)
+        raise Interrupted(
+            signum,
+            "train",
+            f"{signal.Signals(signum).name} after step {state.step} of {self.schedule.steps}.",
+            "Train again into the same folder to go on from its checkpoint.",
+        )
+
+    def roll_back(self) -> None:
+        """Go back to the weights of the last checkpoint and on with the data, or give up."""
+        state = self.state
+        back = None
+        if state.rollbacks < MAX_ROLLBACKS:
+            back = self.checkpoints.roll_back(state)
+        if back is None:
+            raise _not_finite(state.step)
+        state.rollbacks, state.streak = state.rollbacks + 1, 0
+        LOG.warning(
+            "W_ROLLED_BACK: loss, gradient or weights were not finite up to step %d; going on with "
+            "the weights of step %d",
+            state.step,
+            back,
+        )
 
     def step(self, batch: Batch) -> float | None:
         """One optimizer step; None when it was skipped."""
@@ -199,7 +275,7 @@ class _Run:
             state.skipped += 1
             state.streak += 1
             if state.streak >= MAX_BAD_STEPS:
-                raise _diverged(state.step)
+                self.roll_back()
             return None
         state.streak = 0
         state.update_average()
@@ -220,8 +296,12 @@ class _Run:
             scaler.update()
         return finite
 
-    def score(self, source: SampleSource) -> Score:
-        """Validate the weights that would be kept, and keep them if they are the best."""
+    def score(self, source: SampleSource, stop: StopRequest) -> Score | None:
+        """Validate the weights that would be kept, and keep them if they are the best.
+
+        Returns:
+            None where a signal cut it short.
+        """
         state = self.state
         score = validate(
             state.kept,
@@ -230,7 +310,11 @@ class _Run:
             batch_size=self.schedule.batch_size,
             device=self.device,
             autocast=self.autocast,
+            stopped=stop,
         )
+        if score is None:
+            return None
+        state.scored = state.step
         better = state.best_score is None or (score.dice or 0.0) > state.best_score
         if better or state.best_step == 0:
             state.best_score, state.best_step = score.dice, state.step
@@ -285,21 +369,36 @@ def _check_folder(recipe: Recipe, out_dir: Path, resume: bool) -> None:
     """Refuse a folder of another recipe; empty it if the run is to start afresh."""
     path = out_dir / RECIPE
     if not resume:
-        for name in (LAST, BEST, HISTORY, RECIPE):
+        for name in (LAST, PREVIOUS, BEST, HISTORY, RECIPE):
             (out_dir / name).unlink(missing_ok=True)
-    if path.exists() and recipe_hash(load_recipe(path)) != recipe_hash(recipe):
-        raise UsageError(
-            "E_RECIPE_CHANGED",
-            "train",
-            f"{out_dir.name} holds a run of another recipe than {recipe.name!r}.",
-            "Train into another folder, or empty this one.",
-        )
+    if not path.exists():
+        return
+    before = load_recipe(path)
+    if recipe_hash(before) != recipe_hash(recipe):
+        raise _changed(out_dir, "another recipe: " + "; ".join(changes(before, recipe)))
 
 
-def _diverged(step: int) -> UsageError:
+def _check_data(state: TrainState, data: str, out_dir: Path) -> None:
+    """Refuse to go on with other data than the steps before were done with."""
+    if state.data not in (None, data):
+        raise _changed(out_dir, "other data: a case, a file or how they are prepared changed")
+    state.data = data
+
+
+def _changed(out_dir: Path, how: str) -> UsageError:
     return UsageError(
-        "E_DIVERGED",
+        "E_CONFIG_CHANGED",
         "train",
-        f"Loss or gradient was not finite in {MAX_BAD_STEPS} steps in a row, the last {step}.",
+        f"{out_dir.name} holds a run of {how}.",
+        "Train into another folder, or empty this one to start over.",
+    )
+
+
+def _not_finite(step: int) -> UsageError:
+    return UsageError(
+        "E_NAN_LOSS",
+        "train",
+        f"Loss, gradient or weights were not finite up to step {step}, and there is no checkpoint "
+        "left to go back to.",
         "Lower schedule.lr, clip gradients, or use fp32; the last checkpoint is intact.",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,8 @@ def validate(
     batch_size: int,
     device: torch.device,
     autocast: torch.autocast,
-) -> Score:
+    stopped: Callable[[], bool] = lambda: False,
+) -> Score | None:
     """Score a system on a source's held-out cases.
 
     Args:
@@ -49,6 +51,10 @@ def validate(
         batch_size: pieces at a time.
         device: where `model` is.
         autocast: precision of the forward pass.
+        stopped: asked before each case.
+
+    Returns:
+        None when it was stopped before the last case.
     """
     mode = model.training
     model.eval()
@@ -57,6 +63,9 @@ def validate(
     dice: list[float] = []
     missed, false_ml = 0, []
     for case in source.validation():
+        if stopped():
+            model.train(mode)
+            return None
         overlap, predicted, true = _count(
             model, case, prepare, target, batch_size, spec.needs_liver, autocast
         )
