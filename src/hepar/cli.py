@@ -69,14 +69,17 @@ def segment(
     """Find the liver and every tumor of a patient, measure them, and write a report."""
     from hepar.infer.bundle import default_bundle_path, load_bundle
     from hepar.infer.tiling import Tiling
+    from hepar.io.stale import set_aside
     from hepar.pipeline import Pipeline
+    from hepar.stages.report import RESULTS
 
     stated = stated_phases(phases)
     if study is None and not stated:
         raise UsageError(
             "E_USAGE", "cli", "No study was given.", "Give a folder or file, or --phase PHASE=PATH."
         )
-    with progress(quiet) as step:
+    # Also a model that cannot be loaded must not leave older results looking new.
+    with set_aside(out, RESULTS), progress(quiet) as step:
         step("load the model")
         bundle = load_bundle(model or default_bundle_path())
         pipeline = Pipeline(bundle, Tiling(device=pick_device(device)), step)

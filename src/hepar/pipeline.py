@@ -9,6 +9,7 @@ from pathlib import Path
 from hepar.infer.bundle import Bundle
 from hepar.infer.tiling import Tiling
 from hepar.io.atomic import staged_folder
+from hepar.io.stale import set_aside
 from hepar.provenance import Provenance
 from hepar.stages.diagnose import diagnose
 from hepar.stages.harmonize import harmonize
@@ -16,7 +17,7 @@ from hepar.stages.liver import find_liver
 from hepar.stages.phases import assign_phases
 from hepar.stages.read import read_study
 from hepar.stages.register import register
-from hepar.stages.report import compose, write_report
+from hepar.stages.report import RESULTS, compose, write_report
 from hepar.stages.tumor import find_lesions
 from hepar.study import Diagnosis, Findings, LesionMap, LiverCase, Phase
 
@@ -75,20 +76,21 @@ class Pipeline:
         stated: Mapping[Phase, Path] | None = None,
         probabilities: bool = False,
     ) -> Findings:
-        """Run, and leave the results in `out`: all of them, or nothing."""
+        """Run, and leave the results in `out`: all of them, or nothing, but never older ones."""
         provenance = Provenance.begin(
             device=self.tiling.device, hashes={"model": self.bundle.sha256}
         )
-        case = self.run(source, stated)
-        findings = compose(case.liver, case.lesions, case.diagnosis, provenance)
-        self.progress("write the report")
-        with staged_folder(out) as staged:
-            write_report(
-                findings,
-                case.liver,
-                case.lesions,
-                staged,
-                probabilities=probabilities,
-                run=provenance.as_dict(),
-            )
+        with set_aside(out, RESULTS):
+            case = self.run(source, stated)
+            findings = compose(case.liver, case.lesions, case.diagnosis, provenance)
+            self.progress("write the report")
+            with staged_folder(out) as staged:
+                write_report(
+                    findings,
+                    case.liver,
+                    case.lesions,
+                    staged,
+                    probabilities=probabilities,
+                    run=provenance.as_dict(),
+                )
         return findings

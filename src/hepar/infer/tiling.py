@@ -8,51 +8,27 @@ windows blended by a Gaussian. Nothing here knows a network beyond `InputSpec`, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hepar.errors import InputRefused, ResourceExhausted
+from hepar.errors import InputRefused
 from hepar.geometry import Box
+from hepar.infer.network import Network, OutOfMemory, Runner, Tiling
 from hepar.infer.windows import padded_size, windows
 from hepar.preprocess import slice_context, slice_input, window
 from hepar.systems.base import InputSpec, System
 
 log = logging.getLogger(__name__)
 
-Runner = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a network is run.
-
-    Attributes:
-        budget_bytes: memory that activations may take; sets batch and window sizes.
-        device: `cpu`, `cuda`, `mps`.
-        flips: average over the four in-plane mirror images.
-        bf16: bfloat16 autocast. Off unless a Dice gate has passed.
-        overlap: share of a window covered by its neighbor along each axis (3D).
-        runner_for: makes a faster stand-in for `decode(forward(image, present))` from the system,
-            or None to keep eager PyTorch; see `infer.openvino`.
-        progress: called with the done share in [0, 1].
-    """
-
-    budget_bytes: int = 1 << 30
-    device: str = "cpu"
-    flips: bool = False
-    bf16: bool = False
-    overlap: float = 0.5
-    runner_for: Callable[[nn.Module], Runner] | None = None
-    progress: Callable[[float], None] | None = None
+__all__ = ["Runner", "Tiling", "predict"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +77,9 @@ def predict(
 
     Raises:
         InputRefused: `E_PHASES_REQUIRED`: no phase, or not every phase a system must have.
-        ResourceExhausted: `E_MEMORY`: not even the smallest piece fits the machine.
+        ResourceExhausted: `E_MEMORY`: not even the smallest piece fits the machine. Where memory
+            ends earlier the piece is cut in halves, which `tiling.warn` is told.
+        ModelIntegrityError: `E_NONFINITE_OUTPUT`: the network gave NaN or infinity.
     """
     tiling = tiling or Tiling()
     spec = cast(System, system).input_spec
@@ -121,7 +99,7 @@ def predict(
             box = around
         elif spec.dims == 2:
             box = Box((around.start[0], 0, 0), (around.stop[0], *scene.shape[1:]))
-    network = _Network(system, tiling)
+    network = Network(system, tiling)
     was_training = system.training
     system.eval()
     try:
@@ -129,13 +107,8 @@ def predict(
             _predict_slices(scene, network, box, keep, output)
         else:
             _predict_volume(scene, network, box, keep, output)
-    except torch.cuda.OutOfMemoryError as error:
-        raise ResourceExhausted(
-            "E_MEMORY",
-            "infer",
-            f"the device ran out of memory with a budget of {tiling.budget_bytes >> 20} MiB",
-            "lower the memory budget, or use --device cpu",
-        ) from error
+    except OutOfMemory as error:
+        raise network.exhausted() from error
     finally:
         system.train(was_training)
     if scene.mask is not None:
@@ -172,74 +145,7 @@ def _scene(
     return _Scene(spec, volumes, liver, spacing_mm, (z, y, x))
 
 
-class _Network:
-    """The system with everything about speed and memory around it."""
-
-    def __init__(self, system: nn.Module, tiling: Tiling) -> None:
-        self.tiling = tiling
-        self.device = torch.device(tiling.device)
-        self.module = system.to(self.device)
-        self.stride = cast(System, system).input_spec.stride
-        self._fast = tiling.runner_for(system) if tiling.runner_for is not None else None
-
-    def _decode(self, image: Tensor, present: Tensor) -> Tensor:
-        if self._fast is not None:
-            return self._fast(image, present)
-        system = cast(System, self.module)
-        return system.decode(system.forward(image, present))
-
-    @torch.inference_mode()
-    def __call__(
-        self, image: Float[Tensor, "b p c *spatial"], present: Bool[Tensor, "b p"]
-    ) -> Float[Tensor, "b k *spatial"]:
-        """Probabilities at the size of `image`, padded to the stride on the way."""
-        sizes = image.shape[3:]
-        padding: list[int] = []
-        for size in reversed(sizes):
-            padding += [0, -size % self.stride]
-        image = nn.functional.pad(image, padding).to(self.device)
-        present = present.to(self.device)
-        kind = self.device.type
-        context = torch.autocast(kind, torch.bfloat16) if self.tiling.bf16 else nullcontext()
-        mirrors: list[tuple[int, ...]] = [()]
-        if self.tiling.flips:
-            mirrors += [(-1,), (-2,), (-2, -1)]
-        total: Tensor | None = None
-        with context:
-            for dims in mirrors:
-                found = self._decode(image.flip(dims) if dims else image, present).float()
-                found = found.flip(dims) if dims else found
-                total = found if total is None else total + found
-        assert total is not None
-        mean = total / len(mirrors)
-        return mean[(slice(None), slice(None), *(slice(0, size) for size in sizes))].cpu()
-
-    def cost_bytes(self, image: Tensor, present: Tensor) -> int:
-        """Activations of one sample, measured by running it: outputs of all modules together.
-
-        That is more than lives at once, which makes up for what functions allocate.
-        """
-        total = 0
-
-        def count(_module: nn.Module, _inputs: Any, outputs: Any) -> None:
-            nonlocal total
-            for value in outputs if isinstance(outputs, tuple | list) else (outputs,):
-                if isinstance(value, Tensor):
-                    total += value.numel() * value.element_size()
-
-        leaves = [m for m in self.module.modules() if not any(True for _ in m.children())]
-        hooks = [module.register_forward_hook(count) for module in leaves]
-        fast, self._fast = self._fast, None
-        try:
-            self(image, present)
-        finally:
-            self._fast = fast
-            for hook in hooks:
-                hook.remove()
-        return max(total, image.numel() * 4)
-
-
-def _report(network: _Network, done: int, total: int) -> None:
+def _report(network: Network, done: int, total: int) -> None:
     if network.tiling.progress is not None:
         network.tiling.progress(done / total)
 
@@ -259,7 +165,7 @@ def _slice_image(scene: _Scene, z: int, box: Box) -> NDArray[np.float32]:
 
 
 def _predict_slices(
-    scene: _Scene, network: _Network, box: Box, keep: list[int], output: NDArray[np.float32]
+    scene: _Scene, network: Network, box: Box, keep: list[int], output: NDArray[np.float32]
 ) -> None:
     indices = list(range(box.start[0], box.stop[0]))
     if scene.liver is not None:
@@ -274,13 +180,19 @@ def _predict_slices(
         cost *= padded_size(box.shape[1:], network.stride)
         batch = max(1, min(len(indices), int(network.tiling.budget_bytes // max(cost, 1.0)), 32))
     _, rows, columns = box.slices
-    for start in range(0, len(indices), batch):
+    start = 0
+    while start < len(indices):
         chosen = indices[start : start + batch]
         image = torch.from_numpy(np.stack([_slice_image(scene, z, box) for z in chosen]))
-        found = network(image, present.expand(len(chosen), -1)).numpy()
-        for z, probabilities in zip(chosen, found, strict=True):
+        found = network.attempt(image, present.expand(len(chosen), -1), smallest=len(chosen) == 1)
+        if found is None:
+            batch = max(1, len(chosen) // 2)
+            network.tell(f"{batch} slices at a time instead of {len(chosen)}")
+            continue
+        for z, probabilities in zip(chosen, found.numpy(), strict=True):
             output[:, z, rows, columns] = probabilities[keep]
-        _report(network, start + len(chosen), len(indices))
+        start += len(chosen)
+        _report(network, start, len(indices))
 
 
 def _volume_image(scene: _Scene, box: Box) -> NDArray[np.float32]:
@@ -298,7 +210,7 @@ def _volume_image(scene: _Scene, box: Box) -> NDArray[np.float32]:
 
 
 def _predict_volume(
-    scene: _Scene, network: _Network, box: Box, keep: list[int], output: NDArray[np.float32]
+    scene: _Scene, network: Network, box: Box, keep: list[int], output: NDArray[np.float32]
 ) -> None:
     present = torch.from_numpy(scene.present)[None]
     size = _window_size(scene, network, box, present)
@@ -322,13 +234,43 @@ def _predict_volume(
             output[region] += weight * np.equal(keep, 0)[:, None, None, None]
             continue
         image = torch.from_numpy(_volume_image(scene, part))[None]
-        found = network(image, present)[0].numpy()
-        output[region] += found[keep] * weight
+        output[region] += _piece(network, image, present)[0, keep].numpy() * weight
         _report(network, done, len(pieces))
 
 
+def _piece(
+    network: Network, image: Float[Tensor, "b p c z y x"], present: Tensor
+) -> Float[Tensor, "b k z y x"]:
+    """Probabilities of a window; of its overlapping halves where it takes too much memory.
+
+    Only the window that does not fit is cut, along its longest axis, and blended like any other:
+    what was computed before stays, and where memory holds nothing changes.
+    """
+    shape, stride = image.shape[3:], network.stride
+    axis = int(np.argmax(shape))
+    # Half of the axis and the context that its border lacks, in whole strides.
+    half = -(-(shape[axis] // 2) // stride) * stride
+    smallest = half >= shape[axis]
+    found = None
+    if smallest or network.may_fit(image):
+        found = network.attempt(image, present, smallest=smallest)
+    if found is not None:
+        return found
+    starts, weights = windows(shape[axis], half, 0.5, stride)
+    network.tell(f"windows of {half} voxels instead of {shape[axis]}")
+    total: Tensor | None = None
+    for start, weight in zip(starts, weights, strict=True):
+        part = _piece(network, image.narrow(3 + axis, start, half), present)
+        if total is None:
+            total = part.new_zeros((*part.shape[:2], *shape))
+        bell = torch.from_numpy(weight).reshape([-1 if a == axis else 1 for a in range(3)])
+        total.narrow(2 + axis, start, half).add_(part * bell)
+    assert total is not None
+    return total
+
+
 def _window_size(
-    scene: _Scene, network: _Network, box: Box, present: Tensor
+    scene: _Scene, network: Network, box: Box, present: Tensor
 ) -> tuple[int, int, int]:
     """The largest window the system wants if it fits the budget, else the largest that does."""
     stride, patch = network.stride, scene.spec.patch

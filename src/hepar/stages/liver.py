@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -16,6 +17,7 @@ from hepar.infer.components import fill_holes, largest
 from hepar.infer.refine import USUAL_ML, no_liver
 from hepar.infer.streaks import streaked_share
 from hepar.infer.tiling import Tiling, predict
+from hepar.infer.unusual import SAME_SHARE, same_around, unusual
 from hepar.infer.windows import slabs
 from hepar.preprocess import AIR_HU, liver_box, working_grid
 from hepar.resampling import resample
@@ -45,11 +47,13 @@ def find_liver(aligned: AlignedStudy, model: Model, *, tiling: Tiling | None = N
 
     Returns:
         The liver mask on the reference grid and its box with a margin of 10 mm. Warnings:
-        `W_LIVER_TRUNCATED`, `W_LIVER_VOLUME`, `W_LIVER_STREAKS`.
+        `W_LIVER_TRUNCATED`, `W_LIVER_VOLUME`, `W_LIVER_STREAKS`, `W_OOD`, `W_MEMORY`.
 
     Raises:
-        InputRefused: `E_NO_LIVER`.
+        InputRefused: `E_NO_LIVER`, also for a mask without a border in the image.
     """
+    told: list[str] = []
+    tiling = replace(tiling or Tiling(), warn=told.append)
     calibration = LiverCalibration.model_validate(dict(model.calibration))
     reference = aligned.volumes[aligned.reference]
     coarse_grid, coarse, probability = _coarse(aligned, reference, model, tiling)
@@ -74,9 +78,12 @@ def find_liver(aligned: AlignedStudy, model: Model, *, tiling: Tiling | None = N
     box = liver_box(liver, reference.grid, BOX_MARGIN_MM)
     if box is None or liver_ml < calibration.min_volume_ml:
         raise no_liver("liver", f"the largest candidate measures {liver_ml:.0f} ml")
+    same = same_around(reference.array[box.slices], liver[box.slices], reference.grid.spacing_mm)
+    if same > SAME_SHARE:
+        raise no_liver("liver", f"{100 * same:.0f} % of what surrounds the candidate looks like it")
     found = _warnings(liver, reference.grid, liver_ml)
-    found += _streaks(reference, liver, box)
-    return LiverCase(aligned, liver, box, liver_ml, found)
+    found += _streaks(reference, liver, box) + _unusual(aligned, liver, box)
+    return LiverCase(aligned, liver, box, liver_ml, (*found, *told))
 
 
 def _coarse(
@@ -166,6 +173,23 @@ def _warnings(liver: NDArray[np.bool_], grid: Grid, liver_ml: float) -> tuple[st
     if not USUAL_ML[0] <= liver_ml <= USUAL_ML[1]:
         found.append(f"W_LIVER_VOLUME: a liver of {liver_ml:.0f} ml is unusual; check the mask")
     return tuple(found)
+
+
+def _unusual(aligned: AlignedStudy, liver: NDArray[np.bool_], box: Box) -> tuple[str, ...]:
+    """One warning of everything about the liver that no training scan showed."""
+    reasons = [
+        f"in {phase} {reason}"
+        for phase, volume in aligned.volumes.items()
+        for reason in unusual(
+            volume.array[box.slices], liver[box.slices], volume.grid.spacing_mm, phase
+        )
+    ]
+    if not reasons:
+        return ()
+    return (
+        "W_OOD: this liver looks like none the networks were made for, so their results may be "
+        f"worthless: {'; '.join(reasons)}",
+    )
 
 
 def _streaks(reference: Volume, liver: NDArray[np.bool_], box: Box) -> tuple[str, ...]:

@@ -36,6 +36,11 @@ from hepar.study import (
 )
 
 _CHANCE_DIGITS = 3
+# Everything `write_report` leaves, what shows a result at one glance first.
+RESULTS = (
+    *("report.html", "findings.json", "lesions.csv", "segmentation.nii.gz", "lesions.nii.gz"),
+    *("tumor_probability.nii.gz", "overlay", "ingest.json", "run.json"),
+)
 
 
 def compose(

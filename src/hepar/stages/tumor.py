@@ -61,7 +61,8 @@ def find_lesions(
     Returns:
         The liver, its border redrawn where the system names the liver too, and its lesions numbered
         from the largest; all arrays on the reference grid, the probability on the liver box.
-        `Lesion.box_zyx` counts voxels of the (axial) reference grid. Warnings: `W_LIVER_OUTLINE`.
+        `Lesion.box_zyx` counts voxels of the (axial) reference grid. Warnings: `W_LIVER_OUTLINE`,
+        `W_MEMORY`.
 
     Raises:
         InputRefused: `E_PHASES_REQUIRED`: the system cannot do without an absent phase.
@@ -88,12 +89,14 @@ def look(
         tumor[~coarse] = 0.0
         return Evidence(tumor, None)
     spec = cast(System, method.system).input_spec
+    told: list[str] = []
+    tiling = replace(tiling or Tiling(), warn=told.append)
     tumor, outline = _network_probability(case, box_grid, method, tiling)
     if outline is not None:
         tumor[~outline] = 0.0
-        return Evidence(tumor, outline)
+        return Evidence(tumor, outline, tuple(told))
     tumor[~_search_region(coarse, box_grid, 0.0 if spec.needs_liver else REACH_MM)] = 0.0
-    return Evidence(tumor, None, (_DISAGREE,) if _outlines(spec) else ())
+    return Evidence(tumor, None, (*((_DISAGREE,) if _outlines(spec) else ()), *told))
 
 
 def _outlines(spec: InputSpec) -> bool:

@@ -1,0 +1,179 @@
+"""One forward pass: speed, memory, precision, and what may go wrong in it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from hepar.errors import ModelIntegrityError, ResourceExhausted
+from hepar.systems.base import System
+
+log = logging.getLogger(__name__)
+
+# How PyTorch's CPU allocators say it, on Linux and macOS, and on Windows; CUDA has a class of its
+# own.
+_SAYS_NO_MEMORY = ("can't allocate memory", "not enough memory")
+
+Runner = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a network is run.
+
+    Attributes:
+        budget_bytes: memory that activations may take; sets batch and window sizes.
+        device: `cpu`, `cuda`, `mps`.
+        flips: average over the four in-plane mirror images.
+        bf16: bfloat16 autocast. Off unless a Dice gate has passed.
+        overlap: share of a window covered by its neighbor along each axis (3D).
+        runner_for: makes a faster stand-in for `decode(forward(image, present))` from the system,
+            or None to keep eager PyTorch; see `infer.openvino`.
+        progress: called with the done share in [0, 1].
+        warn: told what a reader of the result has to know, as `W_CODE: words`.
+    """
+
+    budget_bytes: int = 1 << 30
+    device: str = "cpu"
+    flips: bool = False
+    bf16: bool = False
+    overlap: float = 0.5
+    runner_for: Callable[[nn.Module], Runner] | None = None
+    progress: Callable[[float], None] | None = None
+    warn: Callable[[str], None] = log.warning
+
+
+class OutOfMemory(Exception):
+    """Memory ended on a piece that cannot be made smaller."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of PyTorch or numpy says that memory ended."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(s in str(error) for s in _SAYS_NO_MEMORY)
+
+
+class Network:
+    """The system with everything about speed and memory around it."""
+
+    def __init__(self, system: nn.Module, tiling: Tiling) -> None:
+        self.tiling = tiling
+        self.device = torch.device(tiling.device)
+        self.module = system.to(self.device)
+        self.stride = cast(System, system).input_spec.stride
+        self._fast = tiling.runner_for(system) if tiling.runner_for is not None else None
+        self._too_large: int | None = None
+        self._told = False
+
+    def attempt(self, image: Tensor, present: Tensor, *, smallest: bool) -> Tensor | None:
+        """Probabilities, or None where memory ended and a smaller piece can be tried.
+
+        Raises:
+            OutOfMemory: it ended on the smallest piece.
+        """
+        try:
+            return self(image, present)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if smallest:
+                raise OutOfMemory from error
+        # Outside the handler, whose traceback would keep the tensors of the failed pass alive.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._too_large = image.numel()
+        return None
+
+    def may_fit(self, image: Tensor) -> bool:
+        """Whether no piece of this size or smaller has failed before."""
+        return self._too_large is None or image.numel() < self._too_large
+
+    def tell(self, how: str) -> None:
+        """Warn, once a case, that memory ended and how the network went on."""
+        if not self._told:
+            self.tiling.warn(
+                f"W_MEMORY: memory ended while the network ran, which went on with {how}; "
+                "probabilities may differ in the third digit"
+            )
+        self._told = True
+
+    def exhausted(self) -> ResourceExhausted:
+        """`E_MEMORY`: not even the smallest piece fits."""
+        return ResourceExhausted(
+            "E_MEMORY",
+            "infer",
+            "memory ended on the smallest piece of the volume, with a budget of "
+            f"{self.tiling.budget_bytes >> 20} MiB",
+            "free memory, lower the memory budget, or use --device cpu",
+        )
+
+    def _decode(self, image: Tensor, present: Tensor) -> Tensor:
+        if self._fast is not None:
+            return self._fast(image, present)
+        system = cast(System, self.module)
+        return system.decode(system.forward(image, present))
+
+    @torch.inference_mode()
+    def __call__(
+        self, image: Float[Tensor, "b p c *spatial"], present: Bool[Tensor, "b p"]
+    ) -> Float[Tensor, "b k *spatial"]:
+        """Probabilities at the size of `image`, padded to the stride on the way."""
+        sizes = image.shape[3:]
+        padding: list[int] = []
+        for size in reversed(sizes):
+            padding += [0, -size % self.stride]
+        image = nn.functional.pad(image, padding).to(self.device)
+        present = present.to(self.device)
+        kind = self.device.type
+        context = torch.autocast(kind, torch.bfloat16) if self.tiling.bf16 else nullcontext()
+        mirrors: list[tuple[int, ...]] = [()]
+        if self.tiling.flips:
+            mirrors += [(-1,), (-2,), (-2, -1)]
+        total: Tensor | None = None
+        with context:
+            for dims in mirrors:
+                found = self._decode(image.flip(dims) if dims else image, present).float()
+                found = found.flip(dims) if dims else found
+                total = found if total is None else total + found
+        assert total is not None
+        mean = total / len(mirrors)
+        if not bool(torch.isfinite(mean).all()):
+            raise ModelIntegrityError(
+                "E_NONFINITE_OUTPUT",
+                "infer",
+                "the network gave probabilities that are not finite",
+                "use another model, or float32 instead of lower precision",
+            )
+        return mean[(slice(None), slice(None), *(slice(0, size) for size in sizes))].cpu()
+
+    def cost_bytes(self, image: Tensor, present: Tensor) -> int:
+        """Activations of one sample, measured by running it: outputs of all modules together.
+
+        That is more than lives at once, which makes up for what functions allocate.
+        """
+        total = 0
+
+        def count(_module: nn.Module, _inputs: Any, outputs: Any) -> None:
+            nonlocal total
+            for value in outputs if isinstance(outputs, tuple | list) else (outputs,):
+                if isinstance(value, Tensor):
+                    total += value.numel() * value.element_size()
+
+        leaves = [m for m in self.module.modules() if not any(True for _ in m.children())]
+        hooks = [module.register_forward_hook(count) for module in leaves]
+        fast, self._fast = self._fast, None
+        try:
+            self.attempt(image, present, smallest=True)
+        finally:
+            self._fast = fast
+            for hook in hooks:
+                hook.remove()
+        return max(total, image.numel() * 4)
