@@ -6,19 +6,20 @@ noise, its share of very dense voxels (Lipiodol, metal, forgotten scaling), and 
 surrounds the mask has the liver's own HU, which a real border does not leave.
 
 Measured inside what the shipped liver network found, at voxels of 2.5 to 5 mm x 1.5 to 3 mm, in 28
-patients of phantom-1 (112 scans) and the five real scans of `docs/real_ct.md` (0.6 to 3 mm in plane):
+patients of phantom-1 (112 scans) and the five real scans of `docs/real_ct.md` (0.6 to 3 mm in
+plane):
 
 | | phantoms, min to max | real, min to max | limit |
 |---|---|---|---|
 | median HU | NC 8-60, ART 26-95, PV 68-136, DL 63-108 | 46-121 | `USUAL_HU` |
 | noise, HU | 6-24 | 7-10 | 40 |
 | denser than 300 HU | 0-0.1 % | 0-0.02 % | 0.5 % |
-| surroundings within 15 HU (24 patients, NC and PV) | 2-19 % | 5-12 % | 60 % |
+| surroundings within 15 HU (24 patients) | NC 8-21 %, PV 2-11 % | 5-12 % | 60 % |
 
-None of the 28 patients and none of the five scans is warned of: on phantoms a false alarm rate below
-10.2 % of patients with 95 % confidence, on patients unknown. What is not seen: HU at half their scale,
-whose liver still lies between the limits, and anything outside the liver. `docs/hazards.md` has the
-figures of what is seen.
+None of the 28 patients and none of the five scans is warned of: on phantoms a false alarm rate
+below 10.2 % of patients with 95 % confidence, on real ones unknown. What is not seen: HU at half
+their scale, whose liver still lies between the limits, and anything outside the liver.
+`docs/hazards.md` has the figures of what is seen.
 """
 
 from __future__ import annotations
