@@ -18,13 +18,16 @@ from tiny_training import ROOT, tiny_recipe
 
 from hepar.data import organ_bank, processes
 from hepar.data.cache import ArrayCache
+from hepar.data.cohort import CohortCases
 from hepar.data.organ_bank import BankEntry
 from hepar.data.phantom_cohort import enroll
 from hepar.data.phantoms import _draw_all
 from hepar.data.processes import in_processes
 from hepar.data.tumor_source import CaseSource, PhantomCases
 from hepar.errors import ResourceExhausted
-from hepar.recipe import OrganData
+from hepar.geometry import Grid
+from hepar.io.nifti import write_nifti
+from hepar.recipe import CohortData, OrganData
 from hepar.systems.table import build
 
 PARTS = {"case": "a", "version": 1}
@@ -252,3 +255,30 @@ def test_property_TR07_two_runs_on_one_empty_cache_paint_once_and_agree(tmp_path
     best = [(tmp_path / name / "best.safetensors").read_bytes() for name in ("a", "b", "alone")]
     assert best[0] == best[1] == best[2]
     assert not [p for p in (tmp_path / "shared").rglob("*") if p.name.startswith(".hepar-tmp")]
+
+
+def test_property_TR09_an_edited_cohort_has_another_fingerprint(tmp_path):
+    """A row, a fold or one voxel of a file; not where the cache is or how often it is asked."""
+    grid = Grid.axial((4, 8, 8), (8.0, 5.0, 5.0))
+    for name in "abc":
+        hu = np.full(grid.shape, ord(name), np.int16)
+        write_nifti(tmp_path / f"{name}.nii.gz", hu, grid)
+        write_nifti(tmp_path / f"{name}-label.nii.gz", (hu > 0).astype(np.uint8), grid)
+
+    def fingerprint(rows: str) -> str:
+        lines = [f"{r[0]},{r[0]},{r[0]}.nii.gz,{r[0]}-label.nii.gz,{r[1]}" for r in rows.split()]
+        table = "\n".join(["case_id,patient_id,pv,label,fold", *lines, ""])
+        (tmp_path / "cohort.csv").write_text(table)
+        data = CohortData(path=tmp_path / "cohort.csv")
+        return CohortCases(
+            data, build(tiny_recipe().system).input_spec, cache_dir=None
+        ).fingerprint()
+
+    first = fingerprint("a0 b1 c1")
+    assert fingerprint("a0 b1 c1") == first
+    others = {first, fingerprint("a0 b1"), fingerprint("a1 b0 c1")}
+    hu = np.full(grid.shape, ord("c"), np.int16)
+    hu[0, 0, 0] += 1
+    write_nifti(tmp_path / "c.nii.gz", hu, grid)
+    others.add(fingerprint("a0 b1 c1"))
+    assert len(others) == 4

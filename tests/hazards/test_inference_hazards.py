@@ -385,16 +385,20 @@ def test_regression_IN08_slices_one_or_four_at_a_time():
     rng = np.random.default_rng(0)
     hu = {p: rng.integers(-50, 150, (12, 32, 32)).astype(np.int16) for p in ("ART", "PV")}
     liver = np.ones((12, 32, 32), bool)
-    sizes: list[int] = []
+    decode, sizes = Network._decode, []
+
+    def counted(self, image, present):
+        sizes.append(len(image))
+        return decode(self, image, present)
 
     def at_most(count: int) -> np.ndarray:
         sizes.clear()
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Network, "_decode", counted)
             patch.setattr(Network, "cost_bytes", lambda *_: 1.0)
             patch.setattr(tiling_module, "padded_size", lambda *_: 1)
-            hook = system.register_forward_pre_hook(lambda _m, args: sizes.append(len(args[0])))
             found = predict(system, hu, (8.0, 5.0, 5.0), liver=liver, tiling=Tiling(count))
-            hook.remove()
+        assert sizes == [count] * (12 // count)
         return found[-1]
 
     one, four = at_most(1), at_most(4)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tiny_training import ROOT, SPEC, tiny_recipe, tiny_train, use_tiny_net
 from blob_source import BlobSource
 from hepar.data.sampling import batches
 from hepar.errors import HeparError, ModelIntegrityError, ResourceExhausted, UsageError
+from hepar.recipe import changes
 from hepar.train import checkpoint, loop
 from hepar.train.checkpoint import read_tensors
 from hepar.train.recovery import LAST, PREVIOUS
@@ -121,7 +123,7 @@ class Slow(BlobSource):
     def sample(self, epoch, index):
         if epoch * len(self) + index == 11:
             print("ready", flush=True)
-        time.sleep(DELAY)
+        time.sleep(DELAY * (epoch * len(self) + index > 11))
         return super().sample(epoch, index)
 use_tiny_net()
 source = Slow(SPEC, kill_at=KILL_AT)
@@ -364,7 +366,7 @@ def test_property_TR09_other_data_are_refused_unless_started_over(tmp_path):
 def test_property_TR10_a_signal_ends_the_run_and_loses_nothing(
     signum, code, workers, unbroken, tmp_path
 ):
-    process = start(tmp_path, workers=workers, kill_at=None, delay=0.05)
+    process = start(tmp_path, workers=workers, kill_at=None, delay=1.0)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     sent = time.monotonic()
@@ -416,9 +418,9 @@ def test_property_TR10_a_cut_validation_is_made_up_for(tmp_path):
 
 
 def test_property_TR10_interrupted_runs_go_back_to_where_unbroken_ones_would(tmp_path):
-    bad = frozenset({26, 28, 30})
+    bad = frozenset({28, 30, 32})
     tiny_train(tmp_path / "whole", source=BlobSource(SPEC, bad=bad))
-    for sample in (24, 25):  # after the regular checkpoint of step 12, twice in a row
+    for sample in (24, 26):  # after the regular checkpoint of step 12, twice in a row
         with pytest.raises(HeparError, match="SIGTERM"):
             tiny_train(tmp_path / "cut", source=Signals(sample=sample, bad=bad))
     tiny_train(tmp_path / "cut", source=BlobSource(SPEC, bad=bad))
@@ -430,7 +432,7 @@ def test_property_TR10_handlers_are_put_back(tmp_path):
     def mine(*_):
         raise AssertionError("not while training")
 
-    before = signal.signal(signal.SIGTERM, mine)
+    before, interrupt = signal.signal(signal.SIGTERM, mine), signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(HeparError):
             tiny_train(tmp_path, source=Signals(sample=20))
@@ -439,12 +441,10 @@ def test_property_TR10_handlers_are_put_back(tmp_path):
         assert signal.getsignal(signal.SIGTERM) is mine
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is interrupt
 
 
 def test_property_TR11_a_huge_worker_count_is_bounded(monkeypatch):
-    import threading
-
     names: set[str] = set()
 
     class Watched(BlobSource):
@@ -464,8 +464,6 @@ def test_property_TR11_a_huge_worker_count_is_bounded(monkeypatch):
 def test_property_TR11_threads_that_cannot_start_are_done_without(
     allowed, unbroken, tmp_path, monkeypatch, caplog
 ):
-    import threading
-
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     begin = threading.Thread.start
 
@@ -483,8 +481,6 @@ def test_property_TR11_threads_that_cannot_start_are_done_without(
 
 
 def test_closed_form_recipes_name_what_differs():
-    from hepar.recipe import changes
-
     before, after = tiny_recipe(), tiny_recipe("schedule.lr=0.5", "seed=7")
     assert changes(before, before) == []
     assert changes(before, after) == ["seed: 0 -> 7", "schedule.lr: 0.01 -> 0.5"]

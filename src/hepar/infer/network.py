@@ -17,9 +17,8 @@ from hepar.systems.base import System
 
 log = logging.getLogger(__name__)
 
-# How PyTorch's CPU allocators say it, on Linux and macOS, and on Windows; CUDA has a class of its
-# own.
-_SAYS_NO_MEMORY = ("can't allocate memory", "not enough memory")
+# How the allocators of the CPU (POSIX, Windows) and of MPS say it; CUDA has a class of its own.
+_SAYS_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 Runner = Callable[[Tensor, Tensor], Tensor]
 

@@ -49,6 +49,7 @@ _SMOOTH_MM = 3.0
 _COARSE_MM = 2.0
 _MARGIN_MM = 4.0
 _ENOUGH = 200
+_NOT_SCANNED_HU = -1000
 
 
 def unusual(
@@ -66,6 +67,9 @@ def unusual(
         phase: decides what HU are usual.
     """
     values = hu[liver]
+    values = values[values > _NOT_SCANNED_HU]  # a phase may show a part of the liver only
+    if values.size < _ENOUGH:
+        return ()
     found = []
     median, (low, high) = float(np.median(values)), USUAL_HU[phase]
     if not low <= median <= high:

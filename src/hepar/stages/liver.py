@@ -41,7 +41,7 @@ def find_liver(aligned: AlignedStudy, model: Model, *, tiling: Tiling | None = N
     """Find the liver on the reference phase.
 
     Args:
-        aligned: registered phases; only the reference is looked at.
+        aligned: registered phases; the liver is sought in the reference, `W_OOD` looks at all.
         model: a system with `liver` among its classes.
         tiling: memory, device, speed.
 
