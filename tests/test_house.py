@@ -28,6 +28,17 @@ FLAGS = {
     },
     "train": {"--out", "--set", "--cache", "--device", "--quiet", "--json"},
     "evaluate": {"--out", "--lesions", "--types", "--tolerance-mm", "--quiet", "--json"},
+    "reproduce": {
+        "--cohort",
+        "--out",
+        "--scale",
+        "--fold",
+        "--seeds",
+        "--rows",
+        "--set",
+        "--device",
+        "--quiet",
+    },
     "info": {"--preset", "--json"},
     "demo": {"--out", "--seed", "--device", "--quiet"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
+
+from hepar.errors import HeparError
 
 if TYPE_CHECKING:
     from hepar.study import Findings, PhasedStudy, Study
@@ -206,3 +209,8 @@ def _type_lines(types: dict[str, Any]) -> list[str]:
 
 def _value(value: float | None) -> str:
     return f"{'-':>9}" if value is None else f"{value:9.4f}"
+
+
+def complain(error: HeparError) -> None:
+    """A refusal on stderr, with its remedy."""
+    sys.stderr.write(f"hepar: {error.code}: {error.message}\n  remedy: {error.remedy}\n")

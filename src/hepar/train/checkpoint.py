@@ -27,6 +27,7 @@ from hepar.errors import ModelIntegrityError, UsageError
 from hepar.io.atomic import atomic_path
 from hepar.recipe import Recipe, Schedule
 from hepar.systems.table import build
+from hepar.train.published import start_trunk
 
 HEADER = "hepar"
 FORMAT = 2
@@ -86,8 +87,10 @@ def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
 
 
 def starting_model(recipe: Recipe) -> nn.Module:
-    """The network as a run begins: random, or with the weights of another run."""
+    """The network as a run begins: random, or with the weights of another run or of a trunk."""
     model = build(recipe.system)
+    if recipe.schedule.trunk_weights is not None:
+        start_trunk(model, recipe.schedule.trunk_weights)
     if recipe.schedule.initial_weights is not None:
         model.load_state_dict(read_tensors(recipe.schedule.initial_weights)[0])
     return model

@@ -38,7 +38,7 @@ from hepar.train.history import History
 from hepar.train.interrupt import StopRequest
 from hepar.train.recovery import LAST, PREVIOUS, Checkpoints
 from hepar.train.repeatable import Deterministic, mixed_seed
-from hepar.train.schedule import learning_rate
+from hepar.train.schedule import learning_rate, optimizer
 from hepar.train.validate import Score, validate
 
 LOG = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class _Run:
             layouts = {2: torch.channels_last, 3: torch.channels_last_3d}
             model = model.to(memory_format=layouts[self.spec.dims])
         model.train()
-        self.state = TrainState.fresh(model, _optimizer(recipe, model), self.schedule)
+        self.state = TrainState.fresh(model, optimizer(self.schedule, model), self.schedule)
         self.history = History(out_dir / HISTORY)
         self.checkpoints = Checkpoints(out_dir, recipe_hash(recipe), self.schedule.checkpoint_every)
         self.recent: list[float] = []
@@ -343,16 +343,6 @@ class _Run:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    s = recipe.schedule
-    if s.optimizer == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay
-        )
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[s.optimizer]
-    return kind(model.parameters(), lr=s.lr, weight_decay=s.weight_decay)
 
 
 def _check_precision(recipe: Recipe, device: torch.device) -> None:

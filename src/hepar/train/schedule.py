@@ -1,8 +1,11 @@
-"""Learning rate as a pure function of the step."""
+"""Optimizer, and its learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
 import math
+
+import torch
+from torch import nn
 
 from hepar.recipe import Schedule
 
@@ -24,3 +27,14 @@ def learning_rate(schedule: Schedule, step: int) -> float:
     if schedule.lr_schedule == "cosine":
         return schedule.lr * 0.5 * (1.0 + math.cos(math.pi * done))
     return schedule.lr
+
+
+def optimizer(schedule: Schedule, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a schedule, over all parameters."""
+    s = schedule
+    if s.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay
+        )
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[s.optimizer]
+    return kind(model.parameters(), lr=s.lr, weight_decay=s.weight_decay)

@@ -1,0 +1,25 @@
+"""Flags that mean the same under every verb."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import UseAppendAction, arg
+
+Out = Annotated[Path, arg(aliases=["-o"], help="Folder for the results.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"], arg(aliases=["-d"], help="Where networks run.")
+]
+Quiet = Annotated[bool, arg(aliases=["-q"], help="No progress on stderr.")]
+Json = Annotated[bool, arg(name="json", help="One JSON document on stdout.")]
+Phases = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(
+        name="phase", metavar="PHASE=PATH", help="State a phase: nc, art, pv or dl, and its series."
+    ),
+]
+Overrides = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(name="set", metavar="KEY=VALUE", help="Change a value of the recipe: schedule.steps=50."),
+]
