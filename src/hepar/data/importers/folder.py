@@ -163,13 +163,13 @@ def _truth(masks: Mapping[str, Path], name: str, *, part: bool = False) -> Truth
     """
     truth: dict[Role, tuple[Mask, ...]] = {}
     if "label" in masks:
-        if "liver" in masks or "tumor" in masks:
-            text = f"{name} has a label map and a mask of its own for liver or tumor."
+        if "tumor" in masks:
+            text = f"{name} has a label map and a tumor mask of its own."
             raise refuse("E_CASE_FILES", text, "prepare")
         truth["liver"] = (Mask(masks["label"], (1,), (0, 1, 2), "liver"),)
         truth["tumor"] = (Mask(masks["label"], (2,), (0, 1, 2), "tumor"),)
     if "liver" in masks:
-        truth["liver"] = (Mask(masks["liver"], name="liver"),)
+        truth["liver"] = (*truth.get("liver", ()), Mask(masks["liver"], name="liver"))
     if "tumor" in masks:
         truth["tumor"] = (Mask(masks["tumor"], name="tumor"),)
     if "ignore" in masks:
