@@ -158,8 +158,8 @@ NOTES = (
     "in mm, a false alarm in a tumor-free one as Dice 0, VOE 1 and the diagonal: the papers do not "
     "say what they did. **ASD both** leaves such cases out.",
     "**DG**: Dice of all voxels of all cases. **lesions found**: share of all true lesions, "
-    "**false a patient**: false lesions, tumor-free patients counted too; both by one-to-one matching "
-    "of components.",
+    "**false a patient**: false lesions, tumor-free patients counted too; both by "
+    "one-to-one matching of components.",
 )
 
 _MEASURED = {"dpc": "dice", "voe": "voe", "rvd": "rvd", "asd": "assd_mm", "rmsd": "rmsd_mm"}

@@ -1,0 +1,399 @@
+"""`hepar reproduce`: runs that are kept, resumed and never mixed up, and tables made of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hepar import reproduce as module
+from hepar.data.cohort import read_cohort
+from hepar.errors import InputRefused, UsageError
+from hepar.evaluate.printed import PrintedTable, differences, read_printed, tabulate
+from hepar.evaluate.run_result import COLUMNS, CaseResult, RunResult, case_values, figure
+from hepar.evaluate.score import score_case
+from hepar.geometry import Grid
+from hepar.infer.tiling import predict
+from hepar.io.nifti import write_nifti
+from hepar.networks.resnet import TRUNKS, ResNetTrunk, load_published
+from hepar.recipe import parse_recipe
+from hepar.reproduce import Job, cohort_hash, liver_case, papers, recipe_of, reproduce, run_name
+from hepar.systems.sam_urim.settings import SamUrimSettings
+from hepar.systems.sam_urim.system import SamUrim
+from hepar.systems.table import build
+from hepar.train.checkpoint import read_tensors, starting_model
+from test_recipe import TOY_ROW
+
+SMALL = (*TOY_ROW["sam_urim"], "schedule.steps=1", "schedule.batch_size=2")
+SMALL = (*SMALL, "data.samples_per_case=2")
+SPACING = (5.0, 2.0, 2.5)
+
+
+def write_case(folder: Path, name: str, seed: int, tumor: bool = True) -> str:
+    """A patient whose arterial series starts two voxels off; a row of `cohort.csv`."""
+    rng = np.random.default_rng(seed)
+    grid = Grid.axial((4, 30, 28), SPACING)
+    label = np.zeros(grid.shape, np.uint8)
+    label[:, 4:26, 4:24] = 1
+    if tumor:
+        label[1:3, 8:16, 8:14] = 2
+    for phase, start_mm in (("art", 4.0), ("pv", 0.0)):
+        hu = rng.normal(80, 20, grid.shape) - 40 * (label == 2)
+        at = Grid.axial(grid.shape, SPACING, (0.0, start_mm, 0.0))
+        write_nifti(folder / f"{name}-{phase}.nii.gz", hu.astype(np.int16), at)
+    write_nifti(folder / f"{name}-label.nii.gz", label, grid)
+    return f"{name},P-{name},{name}-art.nii.gz,{name}-pv.nii.gz,{name}-label.nii.gz"
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cohort")
+    lines = ["case_id,patient_id,art,pv,label,split,fold,primary"]
+    splits = ("train", "train", "validation", "test", "test", "test")
+    for number, split in enumerate(splits):
+        row = write_case(folder, f"c{number}", number, tumor=number != 5)
+        fold = "" if split == "test" else str(number % 2)
+        kind = ("hcc", "cyst")[number % 2] if number != 5 else ""
+        lines.append(f"{row},{split},{fold},{kind}")
+    (folder / "cohort.csv").write_text("\n".join(lines) + "\n")
+    return folder / "cohort.csv"
+
+
+@pytest.fixture
+def folds(cohort, tmp_path_factory):
+    """The same patients without a test split, in two folds."""
+    path = cohort.parent / "folds.csv"
+    lines = ["case_id,patient_id,art,pv,label,fold,alignment"]
+    for number in range(4):
+        c = f"c{number}"
+        files = f"{c}-art.nii.gz,{c}-pv.nii.gz,{c}-label.nii.gz"
+        lines.append(f"{c},P-{c},{files},{number % 2},tumor_center")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def job(cohort: Path, out: Path, **changes) -> Job:
+    plain = Job("sam_urim", cohort, "toy", out, seeds=(0,), rows=("sp",), overrides=SMALL)
+    return replace(plain, **changes)
+
+
+# ---- runs --------------------------------------------------------------------------------------
+
+
+def test_property_a_table_is_run_once_and_grows(cohort, tmp_path, monkeypatch):
+    first = job(cohort, tmp_path)
+    text = reproduce(first, "table3").read_text()
+    result = RunResult.read(tmp_path / "results" / "sp-toy-0.json")
+    assert [case.case_id for case in result.cases] == ["c3", "c4", "c5"]
+    assert (result.fold, result.steps, result.alignment) == (None, 1, "none")
+    assert [case.type for case in result.cases] == ["cyst", "hcc", ""]
+    assert text.count("not run") > 3 * len(COLUMNS) // 3
+    assert "cohort" in text
+    assert "uses the truth" not in text
+
+    def never(*_, **__):
+        raise AssertionError("what is finished is not trained again")
+
+    monkeypatch.setattr(module, "train", never)
+    assert reproduce(first, "table3").read_text() == text
+    monkeypatch.undo()
+    again = reproduce(replace(first, rows=("add",)), "table3").read_text()
+    assert (tmp_path / "results" / "add-toy-0.json").exists()
+    assert "every row less SP" in again
+    assert (tmp_path / "table3-toy.csv").read_text().startswith('"row"')
+
+
+def test_property_results_of_something_else_are_never_taken(cohort, tmp_path):
+    first = job(cohort, tmp_path)
+    reproduce(first, "table3")
+    kept = (tmp_path / "results" / "sp-toy-0.json").read_bytes()
+    with pytest.raises(UsageError, match="another recipe") as caught:
+        reproduce(replace(first, overrides=(*SMALL, "schedule.lr=0.5")), "table3")
+    assert caught.value.code == "E_RESULT"
+    lines = cohort.read_text().splitlines()
+    fewer = cohort.parent / "fewer.csv"
+    fewer.write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(UsageError, match="another cohort"):
+        reproduce(replace(first, cohort=fewer), "table3")
+    assert (tmp_path / "results" / "sp-toy-0.json").read_bytes() == kept
+
+
+def test_property_folds_are_pooled_and_truth_in_the_alignment_is_said(folds, tmp_path):
+    path = reproduce(job(folds, tmp_path), "table3")
+    assert {p.name for p in (tmp_path / "results").iterdir()} == {
+        "sp-toy-0-fold0.json",
+        "sp-toy-0-fold1.json",
+    }
+    parts = [RunResult.read(p) for p in sorted((tmp_path / "results").iterdir())]
+    tested = [{case.case_id for case in part.cases} for part in parts]
+    assert tested == [{"c0", "c2"}, {"c1", "c3"}]
+    assert "at test time this uses the truth" in path.read_text()
+    # A single fold is a table of its own cases.
+    alone = reproduce(job(folds, tmp_path, fold=1), "table3").read_text()
+    assert alone != path.with_name("other").name
+
+
+def test_property_two_processes_share_a_folder(cohort, tmp_path):
+    work = job(cohort, tmp_path)
+    cases = read_cohort(cohort)
+    sha256 = cohort_hash(cohort, cases)
+    with module._alone(tmp_path / "runs" / "sp-toy-0") as mine:
+        assert mine
+        assert module.run(work, "sp", 0, None, cases, sha256) is None
+    assert not (tmp_path / "results").exists()
+    assert module.run(work, "sp", 0, None, cases, sha256) is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "table", "words"),
+    [
+        ({"system": "sam_urin"}, "table3", "no system 'sam_urin'"),
+        ({}, "table9", "no table 'table9'"),
+        ({"rows": ("san",)}, "table3", "no row 'san'"),
+    ],
+)
+def test_errors_name_what_there_is(cohort, tmp_path, changes, table, words):
+    with pytest.raises(UsageError, match=words) as caught:
+        reproduce(job(cohort, tmp_path / "out", **changes), table)
+    assert caught.value.code == "E_SUBJECT"
+    assert not (tmp_path / "out").exists()
+
+
+def test_errors_a_cohort_without_test_patients_or_phases(cohort, tmp_path):
+    plain = cohort.parent / "plain.csv"
+    plain.write_text("case_id,patient_id,pv,label\na,a,c0-pv.nii.gz,c0-label.nii.gz\n")
+    with pytest.raises(UsageError, match="neither a test split nor folds"):
+        reproduce(job(plain, tmp_path / "out"), "table3")
+    lines = [line.replace("c0-art.nii.gz", "") for line in cohort.read_text().splitlines()]
+    lacking = cohort.parent / "lacking.csv"
+    lacking.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputRefused, match="1 cases lack, c0 among them") as caught:
+        reproduce(job(lacking, tmp_path / "out", rows=("ilf",)), "table1")
+    assert caught.value.code == "E_PHASES_REQUIRED"
+
+
+def test_oracle_a_case_is_segmented_as_the_network_says(cohort, tmp_path):
+    """Against tiling alone: own spacing, true liver, probability of one half."""
+    reproduce(job(cohort, tmp_path, rows=("add",)), "table3")
+    recipe = recipe_of(job(cohort, tmp_path), "add", 0, None)
+    system = build(recipe.system)
+    weights = tmp_path / "runs" / run_name("add", "toy", 0, None) / "best.safetensors"
+    system.load_state_dict(read_tensors(weights)[0])
+    case = read_cohort(cohort)[3]
+    liver, label = liver_case(case, system.input_spec, recipe.data.margin_mm)
+    # The arterial series lies on the reference voxels now: moved by two of them.
+    art = liver.aligned.volumes["ART"].array
+    assert art.shape == label.array.shape
+    assert (art[:, :2] == -1024).all()
+    box = liver.box.slices
+    hu = {str(p): v.array[box] for p, v in liver.aligned.volumes.items()}
+    found = predict(system, hu, SPACING, liver=liver.liver[box], classes=("tumor",))[0] >= 0.5
+    truth = label.array[box]
+    predicted = np.where(found & (truth > 0), 2, truth > 0).astype(np.uint8)
+    expected = CaseResult.of(score_case("c3", predicted, truth, SPACING, patient_id="P-c3"), "cyst")
+    kept = RunResult.read(tmp_path / "results" / "add-toy-0.json").cases[0]
+    assert kept == expected
+
+
+# ---- figures -----------------------------------------------------------------------------------
+
+
+def result(case: str, *, both: int, predicted: int, reference: int, **changes) -> CaseResult:
+    outcome = {(True, True): "both", (False, True): "missed", (True, False): "false"}.get(
+        (predicted > 0, reference > 0), "empty"
+    )
+    total = predicted + reference
+    surface = 2.0 if outcome == "both" else None
+    fields = {
+        "case_id": case,
+        "patient_id": case,
+        "type": "hcc",
+        "outcome": outcome,
+        "dice": 2 * both / total if total else None,
+        "voe": 1 - both / (total - both) if total else None,
+        "rvd": (predicted - reference) / reference if reference else None,
+        "assd_mm": surface,
+        "rmsd_mm": surface,
+        "overlap": both,
+        "predicted": predicted,
+        "reference": reference,
+        "diagonal_mm": 300.0,
+        "lesions": int(reference > 0),
+        "found": int(both > 0),
+        "false": int(predicted > 0 and both == 0),
+    }
+    return CaseResult(**(fields | changes))
+
+
+def test_closed_form_figures_of_four_cases():
+    cases = (
+        result("a", both=30, predicted=40, reference=60),
+        result("b", both=0, predicted=0, reference=20, type="cyst"),
+        result("c", both=0, predicted=10, reference=0, type=""),
+        result("d", both=0, predicted=0, reference=0, type=""),
+    )
+    second = (replace_case(cases[0], dice=0.8), *cases[1:])
+    value = {key: figure((cases, second), key) for key in COLUMNS}
+    assert case_values(cases, "dpc") == {"a": 0.6, "b": 0.0, "c": 0.0, "d": None}
+    assert value["dpc"].value == pytest.approx((0.7 + 0 + 0) / 3)
+    assert value["dg"].value == pytest.approx(60 / 130)
+    assert value["asd"].value == pytest.approx((2 + 300 + 300) / 3)
+    assert value["asd_both"].value == pytest.approx(2.0)
+    assert value["rvd"].value == pytest.approx((-1 / 3 - 1) / 2)
+    assert value["recall"].value == pytest.approx(0.5)
+    assert value["false"].value == pytest.approx(0.25)
+    assert value["hcc"].value == pytest.approx(0.7)
+    assert value["cyst"].value == 0.0
+    assert value["fnh"] is None
+    assert (value["dpc"].n, value["dpc"].n_undefined, value["dpc"].seeds) == (3, 1, 2)
+
+
+def replace_case(case: CaseResult, **changes) -> CaseResult:
+    return case.model_copy(update=changes)
+
+
+def test_property_a_result_reads_back_and_lies_a_case_a_line(tmp_path):
+    cases = tuple(result(f"c{i}", both=i, predicted=9, reference=9) for i in range(3))
+    whole = RunResult(
+        system="sam_urim",
+        row="sp",
+        scale="toy",
+        seed=0,
+        fold=None,
+        recipe_sha256="a",
+        cohort_sha256="b",
+        weights_sha256="c",
+        code="d",
+        device="cpu",
+        parameters=1,
+        steps=2,
+        train_seconds=1.5,
+        test_seconds=0.5,
+        cases=cases,
+    )
+    whole.write(tmp_path / "r.json")
+    assert RunResult.read(tmp_path / "r.json") == whole
+    assert json.loads((tmp_path / "r.json").read_text())["row"] == "sp"
+    assert sum("case_id" in line for line in (tmp_path / "r.json").read_text().splitlines()) == 3
+
+
+# ---- what the paper printed --------------------------------------------------------------------
+
+
+def test_regression_the_papers_tables():
+    printed = papers("sam_urim")
+    assert list(printed.tables) == ["table1", "table2", "table3", "backbones"]
+    figures = {row.name: row.paper for row in printed.tables["table3"].rows}
+    assert figures["SP"] == ("68.85", "83.31", "40.07", "-19.22", "21.53", "27.73")
+    assert figures["SP + MP + SAM + URIM"][0] == "80.12"
+    for table in printed.tables.values():
+        for row in table.rows:
+            for scale in module.SCALES:
+                recipe_of(Job("sam_urim", Path("cohort.csv"), scale, Path()), row.recipe, 1, 3)
+
+
+def test_property_a_table_shows_both_sides_and_differences():
+    printed = papers("sam_urim").tables["backbones"]
+    good = tuple(result(f"c{i}", both=8, predicted=9, reference=10) for i in range(6))
+    poor = tuple(result(f"c{i}", both=2 + i % 2, predicted=9, reference=10) for i in range(6))
+    runs = {"add": (poor,), "sam_urim": (good,)}
+    text = tabulate(printed, runs).markdown()
+    assert "75.31" in text
+    assert "84.2 ± 0.0" in text
+    assert "+4.50" in text
+    compared = differences(printed, runs)
+    assert "every row less ResNeXt-50, FLF-add" in compared
+    assert "better" in compared
+    assert "U-Net" not in compared
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"columns": ("dpc", "dic")}, "no columns"),
+        ({"rows": ({"name": "a", "recipe": "a", "paper": ("1", "2")},)}, "has 2 figures"),
+        ({"rows": ({"name": "a", "recipe": "a", "against": "b"},)}, "compared with b"),
+        ({"baseline": "z"}, "no row z"),
+    ],
+)
+def test_errors_in_a_printed_table_are_named(changes, words, tmp_path):
+    plain = {"title": "t", "columns": ("dpc",), "rows": ({"name": "a", "recipe": "a"},)}
+    with pytest.raises(ValueError, match=words):
+        PrintedTable.model_validate(plain | changes)
+    (tmp_path / "p.yaml").write_text("paper: x\ncohort: y\ntable: {}\n")
+    with pytest.raises(UsageError, match=r"p\.yaml"):
+        read_printed(tmp_path / "p.yaml")
+
+
+# ---- published weights -------------------------------------------------------------------------
+
+
+def published(channels: int = 3) -> dict[str, torch.Tensor]:
+    """A state dict as torchvision's ResNet-50 has it, classifier included."""
+    torch.manual_seed(1)
+    state = ResNetTrunk(TRUNKS["resnet50"].of_width(16), channels).state_dict()
+    return {**state, "fc.weight": torch.zeros(10, 4), "fc.bias": torch.zeros(10)}
+
+
+def settings(**changes) -> dict:
+    return {
+        "name": "sam_urim",
+        "backbone": "resnet50",
+        "base_width": 16,
+        "patch": [32, 32],
+        "slice_offsets": [-1, 0, 1],
+        **changes,
+    }
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_oracle_a_trunk_starts_from_published_weights_by_name(suffix, tmp_path):
+    state = published()
+    path = tmp_path / f"resnet50.{suffix}"
+    if suffix == "pth":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    tree = {"name": "a", "system": settings(), "data": {"kind": "phantom"}}
+    tree["schedule"] = {"steps": 1, "trunk_weights": str(path)}
+    model = starting_model(parse_recipe(tree))
+    for name, value in model.trunks[0].state_dict().items():
+        assert torch.equal(value, state[name]), name
+    with pytest.raises(UsageError, match=r"is \(|missing"):
+        starting_model(parse_recipe({**tree, "system": settings(backbone="resnext50")}))
+    with pytest.raises(UsageError, match="no published weights of a unet"):
+        starting_model(parse_recipe({**tree, "system": settings(backbone="unet")}))
+    path.write_bytes(b"not a model")
+    with pytest.raises(UsageError, match="cannot be read"):
+        starting_model(parse_recipe(tree))
+
+
+def test_closed_form_five_slices_see_what_three_equal_ones_saw():
+    state = published()
+    trunk = ResNetTrunk(TRUNKS["resnet50"].of_width(16), 5).eval()
+    other = ResNetTrunk(TRUNKS["resnet50"].of_width(16), 3).eval()
+    load_published(trunk, state)
+    load_published(other, state)
+    image = torch.rand(1, 1, 32, 32)
+    with torch.no_grad():
+        five = trunk.conv1(image.expand(-1, 5, -1, -1))
+        three = other.conv1(image.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(five, three)
+    before = {n: v.clone() for n, v in trunk.state_dict().items()}
+    with pytest.raises(ValueError, match="missing"):
+        load_published(trunk, {"conv1.weight": state["conv1.weight"]})
+    assert all(torch.equal(v, before[n]) for n, v in trunk.state_dict().items())
+
+
+def test_property_names_of_the_papers_backbone_are_torchvisions():
+    with torch.device("meta"):
+        state = SamUrim(SamUrimSettings()).trunks[0].state_dict()
+    for name in ("conv1.weight", "bn1.running_var", "layer1.0.downsample.0.weight"):
+        assert name in state
+    assert state["layer4.2.conv2.weight"].shape == (1024, 32, 3, 3)
+    assert len(state) == 318  # of torchvision's 320, the classifier's two apart
