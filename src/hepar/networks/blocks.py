@@ -44,7 +44,7 @@ def init_he(module: nn.Module) -> None:
     PyTorch's default, whose scale suits layers that nothing normalizes.
     """
     for part in module.modules():
-        if isinstance(part, nn.Conv2d) and part.bias is None:
+        if isinstance(part, nn.Conv2d | nn.Conv3d) and part.bias is None:
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
 

@@ -74,7 +74,11 @@ class UNet3d(nn.Module):
         self.head = nn.Conv3d(widths[0], out_channels, 1)
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b k z y x"]:
-        """Logits of every class.
+        """Logits of every class; raises as `features` does."""
+        return self.head(self.features(x))
+
+    def features(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b w z y x"]:
+        """What the head sees: the finest level of the decoder, `widths[0]` channels.
 
         Raises:
             ValueError: a spatial size is not a multiple of `stride`.
@@ -89,4 +93,4 @@ class UNet3d(nn.Module):
         for block in reversed(self.decoder):
             x = functional.interpolate(x, scale_factor=2, mode="nearest")
             x = block(torch.cat([skips.pop(), x], dim=1))
-        return self.head(x)
+        return x

@@ -34,6 +34,7 @@ class InputSpec:
             on.
         slice_offsets: 2D only: offsets of the context slices counted in slices, whatever their
             distance; None uses `slice_offsets_mm`.
+        refines: the system is a `Refining`: it answers twice, and the first answer can be asked.
     """
 
     dims: Literal[2, 3]
@@ -48,6 +49,7 @@ class InputSpec:
     needs_all_phases: bool = False
     window: tuple[int, int, int] | None = None
     slice_offsets: tuple[int, ...] | None = None
+    refines: bool = False
 
     @property
     def slices(self) -> int:
@@ -97,4 +99,13 @@ class System(Protocol):
 
     def decode(self, outputs: Any) -> Float[Tensor, "b k *spatial"]:
         """Float32 probabilities at input resolution, averageable over windows."""
+        ...
+
+
+@runtime_checkable
+class Refining(System, Protocol):
+    """A system whose last step refines an answer that it already had (`InputSpec.refines`)."""
+
+    def initial(self, outputs: Any) -> Float[Tensor, "b k *spatial"]:
+        """As `decode`, of the answer before the refinement."""
         ...

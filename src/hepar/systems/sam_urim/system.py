@@ -88,6 +88,7 @@ class SamUrim(nn.Module):
             needs_liver=settings.needs_liver,
             needs_all_phases=settings.needs_all_phases,
             slice_offsets=settings.slice_offsets,
+            refines=settings.urim,
         )
         streams = 1 if settings.shared_encoder or settings.fusion == "ilf" else self.n_phases
         self.trunks = nn.ModuleList(_trunk(settings, self.in_channels) for _ in range(streams))
@@ -191,10 +192,16 @@ class SamUrim(nn.Module):
 
     def decode(self, outputs: Outputs) -> Float[Tensor, "b k h w"]:
         """Probabilities of the final logits at image resolution, float32."""
-        logits = outputs.final_logits.float()
+        return self._probability(outputs.final_logits)
+
+    def initial(self, outputs: Outputs) -> Float[Tensor, "b k h w"]:
+        """As `decode`, of the initial logits: what URIM was given."""
+        return self._probability(outputs.init_logits)
+
+    def _probability(self, logits: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h2 w2"]:
         height, width = logits.shape[-2:]
         stride = self.settings.decision_stride
-        return resize_to(logits, (height * stride, width * stride)).softmax(dim=1)
+        return resize_to(logits.float(), (height * stride, width * stride)).softmax(dim=1)
 
     def _segmentation_loss(
         self, logits: Float[Tensor, "b k h w"], label: Int[Tensor, "b h2 w2"]

@@ -23,6 +23,8 @@ class MultiphaseUnet3dSettings(BaseModel):
         small_lesion_ml: tumor voxels of lesions below this volume weigh more in the cross entropy,
             by the square root of the ratio; 0 weighs all alike.
         most_weight: at most this much.
+        urim: the logits are refined by a 3D URIM (`systems/sam_urim`), and both are trained.
+        urim_width: channels of its LC-Conv layers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -36,6 +38,8 @@ class MultiphaseUnet3dSettings(BaseModel):
     windows_hu: tuple[tuple[float, float], ...] = ((-160.0, 280.0), (0.0, 160.0))
     small_lesion_ml: float = Field(default=2.0, ge=0)
     most_weight: float = Field(default=4.0, ge=1)
+    urim: bool = False
+    urim_width: int = Field(default=16, ge=1)
 
     @classmethod
     def preset(cls, name: str) -> MultiphaseUnet3dSettings:
