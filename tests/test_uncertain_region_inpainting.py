@@ -1,4 +1,4 @@
-"""URIM as a plug: 2D as published, 3D and more classes as Eq. 3 and 4 say them, and in a 3D U-Net."""
+"""URIM as a plug: 2D as published; 3D and more classes as Eq. 3 and 4 say; in a 3D U-Net."""
 
 from __future__ import annotations
 

@@ -45,12 +45,19 @@ class Pipeline:
     tiling: Tiling = field(default_factory=Tiling)
     progress: Callable[[str], None] = lambda stage: None
 
-    def run(self, source: Path | None, stated: Mapping[Phase, Path] | None = None) -> Case:
+    def run(
+        self,
+        source: Path | None,
+        stated: Mapping[Phase, Path] | None = None,
+        *,
+        uncertainty: bool = False,
+    ) -> Case:
         """Read a study and find what is in it.
 
         Args:
             source: DICOM folder, NIfTI file, or folder of either; None when all phases are stated.
             stated: series whose phase the user said.
+            uncertainty: also say where the tumor network doubts its answer.
 
         Raises:
             HeparError: the study, or the model, cannot be used.
@@ -64,7 +71,9 @@ class Pipeline:
         begin("find the liver")
         liver = find_liver(aligned, self.bundle.model("liver"), tiling=self.tiling)
         begin("find lesions")
-        liver, lesions = find_lesions(liver, self.bundle.model("tumor"), tiling=self.tiling)
+        liver, lesions = find_lesions(
+            liver, self.bundle.model("tumor"), tiling=self.tiling, uncertainty=uncertainty
+        )
         begin("judge lesions")
         return Case(liver, lesions, diagnose(liver, lesions, self.bundle.classifier()))
 
@@ -81,7 +90,7 @@ class Pipeline:
             device=self.tiling.device, hashes={"model": self.bundle.sha256}
         )
         with set_aside(out, RESULTS):
-            case = self.run(source, stated)
+            case = self.run(source, stated, uncertainty=probabilities)
             findings = compose(case.liver, case.lesions, case.diagnosis, provenance)
             self.progress("write the report")
             with staged_folder(out) as staged:

@@ -277,6 +277,9 @@ class LesionMap:
         lesions: measurements, by id.
         tumor_burden: tumor volume / liver volume.
         warnings: `W_CODE: words`.
+        uncertainty: `(z, y, x)` float32 on the liver box: the network's doubt, 1 - M_conf; None
+            when it was not asked for, and for a method without probabilities.
+        uncertainty_before: the same before the network refined its answer; None where it does not.
     """
 
     probability: NDArray[np.float32]
@@ -285,6 +288,8 @@ class LesionMap:
     lesions: tuple[Lesion, ...]
     tumor_burden: float
     warnings: tuple[str, ...] = ()
+    uncertainty: NDArray[np.float32] | None = None
+    uncertainty_before: NDArray[np.float32] | None = None
 
 
 class LesionDiagnosis(_Record):

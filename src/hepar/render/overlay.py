@@ -12,7 +12,7 @@ from functools import cache
 from io import BytesIO
 
 import numpy as np
-from jaxtyping import Bool, Integer, UInt8
+from jaxtyping import Bool, Float, Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
@@ -33,6 +33,9 @@ CODE = {
     "lesion": GRAYS + 1,
 }
 _MARGIN_MM = 15.0
+# Above the contours: a ramp of heat, in colors that no contour has.
+HEAT_LEVELS, HEAT_FROM = 48, 0.05
+_HEAT = ((0.0, (62, 18, 120)), (0.5, (205, 45, 165)), (1.0, (255, 226, 246)))
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Plane:
         spacing_mm: of rows and columns.
         place: where the slice lies, in words.
         labels: what is written at the left and right edge.
+        heat: values in [0, 1] of the same shape, painted from `HEAT_FROM` on; None for none.
     """
 
     hu: Integer[np.ndarray, "h w"]
@@ -54,6 +58,7 @@ class Plane:
     spacing_mm: tuple[float, float]
     place: str
     labels: tuple[str, str] = ("R", "L")
+    heat: Float[np.ndarray, "h w"] | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,8 @@ def draw(
     codes = np.full(size, CODE["black"], dtype=np.uint8)
     area = codes[top : top + inner[0], left : left + inner[1]]
     area[...] = _gray(plane.hu, inner)
+    if plane.heat is not None:
+        _paint(area, plane.heat)
     thickness = max(1, round(min(size) / 240))
     if contours:
         area[outline(enlarge(plane.liver, inner), thickness)] = CODE["liver"]
@@ -213,7 +220,12 @@ def body_window(hu: Integer[np.ndarray, "z y x"], index: int, air_hu: int = -400
 @cache
 def _palette() -> bytes:
     grays = [(v, v, v) for v in (round(255 * k / (GRAYS - 1)) for k in range(GRAYS))]
-    return bytes(channel for color in [*grays, *COLORS.values()] for channel in color)
+    stops, colors = zip(*_HEAT, strict=True)
+    levels = np.linspace(0, 1, HEAT_LEVELS)
+    heat = zip(
+        *(np.interp(levels, stops, c).round() for c in zip(*colors, strict=True)), strict=True
+    )
+    return bytes(int(channel) for color in [*grays, *COLORS.values(), *heat] for channel in color)
 
 
 @cache
@@ -225,6 +237,16 @@ def _gray(hu: Integer[np.ndarray, "h w"], size: tuple[int, int]) -> UInt8[np.nda
     image = Image.fromarray(window(hu, WINDOW_HU))
     resized = np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
     return np.asarray(np.rint(np.clip(resized, 0, 1) * (GRAYS - 1)), dtype=np.uint8)
+
+
+def _paint(area: UInt8[np.ndarray, "a b"], heat: Float[np.ndarray, "h w"]) -> None:
+    """Heat over a picture, opaque from `HEAT_FROM` on."""
+    image = Image.fromarray(heat.astype(np.float32))
+    size = (area.shape[1], area.shape[0])
+    values = np.clip(np.asarray(image.resize(size, Image.Resampling.BILINEAR)), 0, 1)
+    hot = values >= HEAT_FROM
+    levels = np.rint(values[hot] * (HEAT_LEVELS - 1)).astype(np.uint8)
+    area[hot] = GRAYS + len(COLORS) + levels
 
 
 def enlarge(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Bool[np.ndarray, "a b"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ MAX_LESION_PICTURES = 8
 N_AXIAL = 3
 _OVERVIEW_PX = (400, 520)
 _LESION_PX = 380
+_DOUBT_PX = (360, 460)
 _APART_MM = 12.0
 _BEYOND_MM = 60.0
 
@@ -36,7 +37,7 @@ class Figure:
         picture: what it shows.
         caption: in words.
         lesion_id: the lesion it is about, or None for an overview.
-        panels: phases side by side.
+        panels: phases, or maps, side by side.
     """
 
     name: str
@@ -47,10 +48,11 @@ class Figure:
 
 
 def report_figures(case: LiverCase, lesions: LesionMap) -> tuple[Figure, ...]:
-    """Overview slices, then the largest lesions: at most twelve figures."""
+    """Overview slices, the doubt where it is known, then the largest lesions: at most 13."""
     largest = sorted(lesions.lesions, key=lambda lesion: -lesion.volume_ml)
     return (
         *_overview(case, lesions, largest),
+        *_doubt(case, lesions, largest),
         *(_lesion_figure(case, lesions, lesion) for lesion in largest[:MAX_LESION_PICTURES]),
     )
 
@@ -107,6 +109,31 @@ def _overview(case: LiverCase, lesions: LesionMap, largest: list[Lesion]) -> lis
     return [*figures, Figure("coronal", picture, _caption(plane.place.capitalize()))]
 
 
+def _doubt(case: LiverCase, lesions: LesionMap, largest: list[Lesion]) -> list[Figure]:
+    """The liver's slice with the largest lesion, or the most doubt, beside the maps of doubt."""
+    maps = {
+        "Uncertainty before inpainting": lesions.uncertainty_before,
+        "Uncertainty": lesions.uncertainty,
+    }
+    known = {title: one for title, one in maps.items() if one is not None}
+    if not known:
+        return []
+    reference = case.aligned.volumes[case.aligned.reference]
+    levels = case.box.slices[0]
+    if largest:
+        z = _lesion_slice(lesions, largest[0])
+    else:
+        z = levels.start + int(known["Uncertainty"].sum(axis=(1, 2)).argmax())
+    crop = Box((0, *case.box.start[1:]), (reference.grid.shape[0], *case.box.stop[1:]))
+    data = (reference.array, case.liver, lesions.instances, reference.grid)
+    plane = axial_plane(*data, z, crop)
+    panels = [draw(plane, size=_DOUBT_PX, title=_title(case.aligned.reference, None))]
+    for title, one in known.items():
+        panels.append(draw(replace(plane, heat=one[z - levels.start]), size=_DOUBT_PX, title=title))
+    text = _caption(f"Uncertainty of the network, axial {plane.place}")
+    return [Figure("uncertainty", beside(panels), text, panels=len(panels))]
+
+
 def _lesion_figure(case: LiverCase, lesions: LesionMap, lesion: Lesion) -> Figure:
     """One lesion on its key slice in every phase, side by side."""
     grid = case.aligned.grid
@@ -131,6 +158,6 @@ def _caption(text: str) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def _title(phase: Phase, reference: Phase) -> str:
+def _title(phase: Phase, reference: Phase | None) -> str:
     name = phase.long_name.capitalize()
     return f"{name} (reference)" if phase == reference else name

@@ -94,7 +94,8 @@ def write_report(
         case: the patient.
         lesions: masks and probability.
         out_dir: an existing folder; a staged one, so that the files appear together.
-        probabilities: also write `tumor_probability.nii.gz`.
+        probabilities: also write `tumor_probability.nii.gz` and, as far as they were computed,
+            `uncertainty.nii.gz` and `uncertainty_before.nii.gz`.
         run: content of `run.json`, e.g. `Provenance.as_dict()`; else the findings' provenance.
     """
     written = _write_masks(case, lesions, out_dir, probabilities)
@@ -184,9 +185,15 @@ def _write_masks(
         "lesions": _smallest(lesions.instances),
     }
     if probabilities:
-        full = np.zeros(case.aligned.grid.shape, dtype=np.float32)
-        full[case.box.slices] = lesions.probability
-        arrays["tumor_probability"] = full
+        inside = {
+            "tumor_probability": lesions.probability,
+            "uncertainty": lesions.uncertainty,
+            "uncertainty_before": lesions.uncertainty_before,
+        }
+        for name, values in inside.items():
+            if values is not None:
+                arrays[name] = np.zeros(case.aligned.grid.shape, dtype=np.float32)
+                arrays[name][case.box.slices] = values
     paths = []
     for name, array in arrays.items():
         paths.append(out_dir / f"{name}.nii.gz")

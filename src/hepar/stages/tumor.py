@@ -16,6 +16,7 @@ from hepar.infer.components import Component, components, fill_holes, largest
 from hepar.infer.measure import liver_hu, measure_lesion
 from hepar.infer.refine import USUAL_ML, no_liver, refined_liver
 from hepar.infer.tiling import Tiling, predict
+from hepar.infer.uncertainty import BothAnswers, both_answers, uncertainty
 from hepar.preprocess import AIR_HU, working_grid
 from hepar.resampling import resample
 from hepar.study import LIVER, TUMOR, LesionMap, LiverCase, Volume
@@ -41,15 +42,22 @@ class Evidence:
         liver: `(z, y, x)` the organ, tumors included, as the method outlines it; None for a
             method that does not, or whose outline is not to be believed.
         warnings: `W_CODE: words`.
+        uncertainty: `(z, y, x)` doubts, zero where no lesion may lie: of the answer, and, from a
+            system that refines its answer, of the one before. Empty when not asked for.
     """
 
     tumor: NDArray[np.float32]
     liver: NDArray[np.bool_] | None
     warnings: tuple[str, ...] = ()
+    uncertainty: tuple[NDArray[np.float32], ...] = ()
 
 
 def find_lesions(
-    case: LiverCase, method: Model | HuThresholdSettings, *, tiling: Tiling | None = None
+    case: LiverCase,
+    method: Model | HuThresholdSettings,
+    *,
+    tiling: Tiling | None = None,
+    uncertainty: bool = False,
 ) -> tuple[LiverCase, LesionMap]:
     """Find and measure the lesions of a liver.
 
@@ -57,6 +65,8 @@ def find_lesions(
         case: the liver and its registered phases.
         method: a system with `tumor` among its classes, or, chosen explicitly, the HU threshold.
         tiling: memory, device, speed.
+        uncertainty: also say where the system doubts its answer (`infer/uncertainty.py`); the HU
+            threshold has no doubts.
 
     Returns:
         The liver, its border redrawn where the system names the liver too, and its lesions numbered
@@ -72,14 +82,24 @@ def find_lesions(
         calibration = TumorCalibration(min_volume_ml=method.min_volume_ml)
     else:
         calibration = TumorCalibration.model_validate(dict(method.calibration))
-    evidence = look(case, method, tiling=tiling)
+    evidence = look(case, method, tiling=tiling, uncertainty=uncertainty)
     refined = with_outline(case, evidence)
     found = lesions_from_probability(refined, evidence.tumor, calibration)
-    return refined, replace(found, warnings=found.warnings + evidence.warnings)
+    after, before = (*evidence.uncertainty, None, None)[:2]
+    return refined, replace(
+        found,
+        warnings=found.warnings + evidence.warnings,
+        uncertainty=after,
+        uncertainty_before=before,
+    )
 
 
 def look(
-    case: LiverCase, method: Model | HuThresholdSettings, *, tiling: Tiling | None = None
+    case: LiverCase,
+    method: Model | HuThresholdSettings,
+    *,
+    tiling: Tiling | None = None,
+    uncertainty: bool = False,
 ) -> Evidence:
     """What a method sees, before any threshold on tumor; see `find_lesions`."""
     box_grid = case.aligned.grid.crop(case.box)
@@ -91,12 +111,14 @@ def look(
     spec = cast(System, method.system).input_spec
     told: list[str] = []
     tiling = replace(tiling or Tiling(), warn=told.append)
-    tumor, outline = _network_probability(case, box_grid, method, tiling)
-    if outline is not None:
-        tumor[~outline] = 0.0
-        return Evidence(tumor, outline, tuple(told))
-    tumor[~_search_region(coarse, box_grid, 0.0 if spec.needs_liver else REACH_MM)] = 0.0
-    return Evidence(tumor, None, (*((_DISAGREE,) if _outlines(spec) else ()), *told))
+    (tumor, *doubts), outline = _network_probability(case, box_grid, method, tiling, uncertainty)
+    region = outline
+    if region is None:
+        region = _search_region(coarse, box_grid, 0.0 if spec.needs_liver else REACH_MM)
+    for found in (tumor, *doubts):
+        found[~region] = 0.0
+    warnings = (_DISAGREE,) if outline is None and _outlines(spec) else ()
+    return Evidence(tumor, outline, (*warnings, *told), tuple(doubts))
 
 
 def _outlines(spec: InputSpec) -> bool:
@@ -209,9 +231,9 @@ def _liver_on(case: LiverCase, box_grid: Grid, target: Grid) -> NDArray[np.bool_
 
 
 def _network_probability(
-    case: LiverCase, box_grid: Grid, model: Model, tiling: Tiling | None
-) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
-    """Calibrated tumor probability and outline of the liver on the voxels of the liver box."""
+    case: LiverCase, box_grid: Grid, model: Model, tiling: Tiling | None, doubts: bool
+) -> tuple[list[NDArray[np.float32]], NDArray[np.bool_] | None]:
+    """On the voxels of the liver box: calibrated tumor probability, then doubts; and the liver."""
     spec = cast(System, model.system).input_spec
     calibration = TumorCalibration.model_validate(dict(model.calibration))
     target = working_grid(box_grid, spec.spacing_mm)
@@ -222,19 +244,26 @@ def _network_probability(
     }
     liver = _liver_on(case, box_grid, target)
     outlines = _outlines(spec)
+    wanted = ("tumor", "liver") if outlines else ("tumor",)
     found = predict(
-        model.system,
+        BothAnswers(model.system) if doubts and spec.refines else model.system,
         hu,
         target.spacing_mm,
         liver=liver,
-        classes=("tumor", "liver") if outlines else ("tumor",),
+        classes=None if doubts else wanted,
         tiling=tiling,
     )
-    outline = _outline(liver, found[0] + found[1], target, box_grid) if outlines else None
-    tumor = temper(found[0], calibration.temperature)
-    if target.is_close(box_grid):
-        return tumor, outline
-    return _back(tumor, target, box_grid, liver if spec.needs_liver else None), outline
+    names = spec.class_names if doubts else wanted
+    seen = {name: found[names.index(name)] for name in wanted}
+    outline = _outline(liver, seen["tumor"] + seen["liver"], target, box_grid) if outlines else None
+    maps = [temper(seen["tumor"], calibration.temperature)]
+    if doubts:
+        answers = both_answers(found) if spec.refines else (found,)
+        maps += [uncertainty(answer, calibration.temperature) for answer in answers]
+    if not target.is_close(box_grid):
+        inside = liver if spec.needs_liver else None
+        maps = [_back(one, target, box_grid, inside) for one in maps]
+    return maps, outline
 
 
 def _outline(

@@ -36,7 +36,9 @@ def segment(
     model: Annotated[
         Path | None, arg(metavar="DIR", help="Model folder; the shipped one by default.")
     ] = None,
-    probabilities: Annotated[bool, arg(help="Also write the tumor probability.")] = False,
+    probabilities: Annotated[
+        bool, arg(help="Also write the tumor probability, and where the network is unsure.")
+    ] = False,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
