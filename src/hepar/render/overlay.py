@@ -220,11 +220,10 @@ def body_window(hu: Integer[np.ndarray, "z y x"], index: int, air_hu: int = -400
 @cache
 def _palette() -> bytes:
     grays = [(v, v, v) for v in (round(255 * k / (GRAYS - 1)) for k in range(GRAYS))]
-    stops, colors = zip(*_HEAT, strict=True)
+    stops = [stop for stop, _ in _HEAT]
     levels = np.linspace(0, 1, HEAT_LEVELS)
-    heat = zip(
-        *(np.interp(levels, stops, c).round() for c in zip(*colors, strict=True)), strict=True
-    )
+    channels = [np.interp(levels, stops, [color[k] for _, color in _HEAT]) for k in range(3)]
+    heat = np.rint(np.stack(channels, axis=1)).astype(int).tolist()
     return bytes(int(channel) for color in [*grays, *COLORS.values(), *heat] for channel in color)
 
 

@@ -129,7 +129,9 @@ def _doubt(case: LiverCase, lesions: LesionMap, largest: list[Lesion]) -> list[F
     plane = axial_plane(*data, z, crop)
     panels = [draw(plane, size=_DOUBT_PX, title=_title(case.aligned.reference, None))]
     for title, one in known.items():
-        panels.append(draw(replace(plane, heat=one[z - levels.start]), size=_DOUBT_PX, title=title))
+        # Doubt is as thin as a contour and lies along it, so the contours stay in the first panel.
+        heated = replace(plane, heat=one[z - levels.start])
+        panels.append(draw(heated, size=_DOUBT_PX, title=title, contours=False))
     text = _caption(f"Uncertainty of the network, axial {plane.place}")
     return [Figure("uncertainty", beside(panels), text, panels=len(panels))]
 
