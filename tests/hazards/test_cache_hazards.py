@@ -9,11 +9,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from deadly_job import double
 from tiny_training import ROOT, tiny_recipe
 
 from hepar.data import organ_bank, processes
@@ -126,14 +126,6 @@ def test_property_TR05_flipped_bytes_of_the_organ_bank_are_noticed(tmp_path, mon
     assert len(organ_bank.load_bank(data, 0, tmp_path)) == 2
 
 
-def double(folder: Path, deaths: int, culprit: int, number: int) -> int:
-    """Twice the number; the process of one number is killed the first few times."""
-    if number == culprit and len(list(folder.iterdir())) < deaths:
-        (folder / f"{time.monotonic_ns()}").touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return 2 * number
-
-
 def test_property_TR06_a_killed_process_is_started_again(tmp_path, caplog):
     job = functools.partial(double, tmp_path, 2, 3)
     assert list(in_processes(job, range(8), 2, str)) == [2 * n for n in range(8)]
@@ -215,6 +207,7 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
+from deadly_job import double
 from tiny_training import tiny_recipe
 from hepar.data.tumor_source import PhantomCases
 from hepar.train.loop import train

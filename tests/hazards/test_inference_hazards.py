@@ -45,6 +45,8 @@ from hepar.systems.table import build
 
 SEED = 920_006
 SPACING = (2.0, 1.0, 1.0)
+# Of the liver and the tumor, where windows had to be cut: the networks normalize over a window.
+LASTING_DICE = (0.98, 0.85)
 MIB = 1 << 20
 
 
@@ -163,7 +165,7 @@ def test_property_IN03_windows_are_halved_where_memory_ends(kind, monkeypatch):
         sizes = ends_memory(patch, ERRORS[kind], 3, most=5000)
         found = predict(system, {"PV": hu}, SPACING, tiling=settings)
     np.testing.assert_allclose(found, whole, atol=1e-5)
-    assert sum(size > 5000 for size in sizes) <= 3  # one failure a size, not one a piece
+    assert sum(size > 5000 for size in sizes) <= 8  # two attempts a size, not two a piece
     assert len(told) == 2
 
 
@@ -181,6 +183,7 @@ def test_property_IN03_batches_are_halved_where_memory_ends(kind, monkeypatch):
     assert max(sizes) == 20 * 256
     assert sizes.count(2 * 256) == 10
     assert len(told) == 1
+    assert "nothing changed" in told[0]
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -205,28 +208,60 @@ def test_property_IN03_another_runtime_error_is_not_taken_for_memory():
         predict(Broken(spec_3d()), {"PV": np.zeros((8, 8, 8), np.int16)}, SPACING)
 
 
-def test_regression_IN03_the_shipped_networks_finish_with_the_same_masks(
-    bundle, aligned, monkeypatch
-):
+def test_property_IN03_the_cpu_takes_over_from_an_accelerator(monkeypatch):
+    """The device `meta` stands for one: it has no memory at all."""
+
+    class Stays(Echo):
+        def to(self, device):
+            return self
+
+    hu = np.random.default_rng(0).integers(-50, 150, (24, 40, 48)).astype(np.int16)
+    settings = {"budget_bytes": 1, "overlap": 0.5}
+    whole = predict(Echo(spec_3d()), {"PV": hu}, SPACING, tiling=Tiling(**settings))
+    decode, told, devices = Network._decode, [], []
+
+    def limited(self, image, present):
+        devices.append(image.device.type)
+        if image.device.type != "cpu":
+            raise ERRORS["cuda"]
+        return decode(self, image, present)
+
+    monkeypatch.setattr(Network, "_decode", limited)
+    tiling = Tiling(**settings, device="meta", warn=told.append)
+    found = predict(Stays(spec_3d()), {"PV": hu}, SPACING, tiling=tiling)
+    np.testing.assert_array_equal(found, whole)
+    assert devices.count("meta") == 2
+    assert len(told) == 1
+    assert "the CPU took over" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("lasting", "least"), [(False, (1.0, 1.0)), (True, LASTING_DICE)], ids=["once", "lasting"]
+)
+def test_regression_IN03_the_shipped_networks_finish(lasting, least, bundle, aligned, monkeypatch):
+    """Memory that ends at the third piece; and windows that never fit, at 0.6 of their size."""
     settings = Tiling(budget_bytes=64 * MIB)
     whole, warnings = label_of(bundle, aligned, settings)
     assert not [w for w in warnings if w.startswith("W_MEMORY")]
-    with monkeypatch.context() as patch:
-        decode, calls = Network._decode, []
+    decode, sizes, failed = Network._decode, {}, []
 
-        def ends(self, image, present):
-            calls.append(1)
-            if len(calls) in (3, 8):
-                raise ERRORS["cpu"]
-            return decode(self, image, present)
+    def ends(self, image, present):
+        seen = sizes.setdefault(id(self.module), [])
+        seen.append(image.numel())
+        # The first only measures the cost, the second is a whole window.
+        if seen[-1] > 0.6 * seen[1] if lasting and len(seen) > 1 else len(seen) == 4:
+            failed.append(1)
+            raise ERRORS["cpu"]
+        return decode(self, image, present)
 
-        patch.setattr(Network, "_decode", ends)
-        found, warnings = label_of(bundle, aligned, settings)
-    assert len(calls) > 8
+    monkeypatch.setattr(Network, "_decode", ends)
+    found, warnings = label_of(bundle, aligned, settings)
+    assert len(failed) >= 2
     assert [w for w in warnings if w.startswith("W_MEMORY")]
     scores = dice(found > 0, whole > 0), dice(found == 2, whole == 2)
-    print(f"IN03 Dice liver {scores[0]:.5f}, tumor {scores[1]:.5f}")
-    assert min(scores) >= 0.999
+    print(f"IN03 {'lasting' if lasting else 'once'}: Dice liver {scores[0]:.5f}, {scores[1]:.5f}")
+    assert scores[0] >= least[0]
+    assert scores[1] >= least[1]
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -200,7 +200,8 @@ def _read_bank(path: Path) -> list[BankEntry] | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, because numpy leaves a damaged archive open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         if str(arrays.pop(_DIGEST)) != arrays_hash(arrays):
             return None

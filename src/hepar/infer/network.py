@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -70,25 +71,51 @@ class Network:
         self.stride = cast(System, system).input_spec.stride
         self._fast = tiling.runner_for(system) if tiling.runner_for is not None else None
         self._too_large: int | None = None
-        self._told = False
+        self._told: set[str] = set()
 
-    def attempt(self, image: Tensor, present: Tensor, *, smallest: bool) -> Tensor | None:
+    def attempt(
+        self, image: Tensor, present: Tensor, *, smallest: bool, exact: bool = False
+    ) -> Tensor | None:
         """Probabilities, or None where memory ended and a smaller piece can be tried.
+
+        First what changes nothing: the same piece again, with everything freed that can be; then,
+        where an accelerator's memory ended, the same piece and all that follow on the CPU.
+
+        Args:
+            image: what the network sees.
+            present: which phases exist.
+            smallest: nothing smaller can be tried.
+            exact: smaller pieces give the same numbers, so that they are tried before the CPU.
 
         Raises:
             OutOfMemory: it ended on the smallest piece.
         """
+        for again in (False, True):
+            found = self._try(image, present)
+            if found is not None:
+                if again:
+                    self.tell("a second attempt went through and nothing changed")
+                return found
+        if self.device.type != "cpu" and (smallest or not exact):
+            self.tell(f"the CPU took over from {self.device.type} and nothing but the time changed")
+            self.device = torch.device("cpu")
+            self.module = self.module.to(self.device)
+            return self.attempt(image, present, smallest=smallest, exact=exact)
+        if smallest:
+            raise OutOfMemory
+        self._too_large = image.numel()
+        return None
+
+    def _try(self, image: Tensor, present: Tensor) -> Tensor | None:
         try:
             return self(image, present)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            if smallest:
-                raise OutOfMemory from error
         # Outside the handler, whose traceback would keep the tensors of the failed pass alive.
+        gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._too_large = image.numel()
         return None
 
     def may_fit(self, image: Tensor) -> bool:
@@ -96,13 +123,10 @@ class Network:
         return self._too_large is None or image.numel() < self._too_large
 
     def tell(self, how: str) -> None:
-        """Warn, once a case, that memory ended and how the network went on."""
-        if not self._told:
-            self.tiling.warn(
-                f"W_MEMORY: memory ended while the network ran, which went on with {how}; "
-                "probabilities may differ in the third digit"
-            )
-        self._told = True
+        """Warn, once a case and way, that memory ended and what was done about it."""
+        if how not in self._told:
+            self.tiling.warn(f"W_MEMORY: memory ended while the network ran; {how}")
+        self._told.add(how)
 
     def exhausted(self) -> ResourceExhausted:
         """`E_MEMORY`: not even the smallest piece fits."""
