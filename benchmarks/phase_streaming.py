@@ -8,8 +8,8 @@ stands. Streamed: what `SpatialAggregation` does. Same weights, same input, 512 
 presets `paper` and `lite`, two and four phases; `sam` is the first aggregation alone (A2 of the
 paper: 256 channels of 128 x 128 a phase), `network` all of it. Each figure comes from a process of
 its own. Peak: the largest resident memory while the steps run, less that before the first of them
-(weights, optimizer apart), on CUDA the allocator's. Time: median of the steps. On CUDA also the
-share of the rate of a bfloat16 matrix product that was measured in the same run.
+(the weights), on CUDA the allocator's. Time: median of the passes after a first one. On CUDA also
+the share of the rate of a bfloat16 matrix product that was measured in the same run.
 """
 
 from __future__ import annotations
@@ -127,13 +127,13 @@ def measure(
     memory = Allocated() if device == "cuda" else Resident()
     seconds: list[float] = []
     memory.reset()
+    with FlopCounterMode(display=False) as counter:
+        once()
     for _ in range(repeats):
         begun = time.perf_counter()
         once()
         seconds.append(time.perf_counter() - begun)
     peak = memory.peak()
-    with FlopCounterMode(display=False) as counter:
-        once()
     return {
         "peak_mib": round(peak / 2**20, 1),
         "seconds": round(median(seconds), 4),
@@ -187,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--cases", default="sam,network")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--one", nargs=5)
     parser.add_argument("-o", "--out", type=Path)
     options = parser.parse_args()
