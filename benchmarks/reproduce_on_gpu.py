@@ -42,7 +42,7 @@ from hepar.infer.tiling import Tiling, predict
 from hepar.phantom.version import fingerprint
 from hepar.preprocess import liver_box
 from hepar.provenance import code_sha256
-from hepar.recipe import Recipe, load_recipe, recipe_hash
+from hepar.recipe import Recipe, load_recipe, row_hash
 from hepar.systems.table import build
 from hepar.train.checkpoint import read_tensors
 from hepar.train.loop import train
@@ -160,14 +160,13 @@ def run(
     begun = time.monotonic()
     system.load_state_dict(read_tensors(trained.weights)[0])
     found = tuple(scored(roster, cases, system, device))
-    data = recipe.data.model_copy(update={"path": Path("cohort.csv")})
     result = RunResult(
         system=options.system,
         row=row,
         scale=options.scale,
         seed=seed,
         fold=None,
-        recipe_sha256=recipe_hash(recipe.model_copy(update={"data": data})),
+        recipe_sha256=row_hash(recipe),
         cohort_sha256=content_key(
             {"cohort": options.system, "patients": options.patients} | {"phantom": fingerprint()}
         ),

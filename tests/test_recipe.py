@@ -15,7 +15,15 @@ from safetensors.torch import load_file
 from hepar.errors import UsageError
 from hepar.geometry import Grid
 from hepar.io.nifti import write_nifti
-from hepar.recipe import Recipe, dump_recipe, in_steps, load_recipe, parse_recipe, recipe_hash
+from hepar.recipe import (
+    Recipe,
+    dump_recipe,
+    in_steps,
+    load_recipe,
+    parse_recipe,
+    recipe_hash,
+    row_hash,
+)
 from hepar.systems.table import SYSTEMS, build, lookup
 from hepar.train.loop import train
 from hepar.train.schedule import learning_rate
@@ -85,8 +93,8 @@ TOY_ROW = {
         "system.decoder_width=8",
         "system.urim_width=8",
     ),
-    "mc_fcn": ("system.base_width=2", "system.patch=[32, 32]"),
-    "mw_unet": ("system.base_width=2", "system.patch=[32, 32]"),
+    "mc_fcn": ("system.base_width=4", "system.patch=[32, 32]"),
+    "mw_unet": ("system.base_width=4", "system.patch=[32, 32]"),
     "pa_resseg": ("system.base_width=4", "system.patch=[32, 32]"),
 }
 
@@ -198,7 +206,8 @@ def test_property_a_row_takes_its_scale_from_another_base(tmp_path):
 
 
 def test_closed_form_epochs_become_steps():
-    tree = plain(schedule={"counted_in": "epochs", "steps": 150, "lr_every": 50, "batch_size": 4})
+    epochs = {"counted_in": "epochs", "steps": 150, "lr_schedule": "step", "lr_every": 50}
+    tree = plain(schedule={**epochs, "batch_size": 4})
     recipe = in_steps(parse_recipe(tree), samples=97 * 64 + 1)
     schedule = recipe.schedule
     assert (schedule.counted_in, schedule.steps, schedule.lr_every) == ("steps", 232950, 77650)
@@ -289,3 +298,18 @@ def test_property_the_table_and_the_union_agree():
         assert entry.settings.model_fields["name"].default == name
     with pytest.raises(UsageError, match="no system"):
         lookup("unet")
+
+
+def test_property_the_hash_of_a_row_knows_what_makes_it_and_nothing_else():
+    row = parse_recipe(plain(data={"kind": "cohort", "path": "here/cohort.csv"}))
+    moved = parse_recipe(plain(data={"kind": "cohort", "path": "there/cohort.csv"}))
+    said = parse_recipe(
+        plain(
+            data={"kind": "cohort", "path": "here/cohort.csv"},
+            schedule={"steps": 3, "batch_size": 8},
+        )
+    )
+    assert row_hash(row) == row_hash(moved) == row_hash(said)
+    for changes in ({"seed": 1}, {"schedule": {"steps": 4}}, {"data": {"kind": "phantom"}}):
+        other = parse_recipe(plain(data={"kind": "cohort", "path": "a"}) | changes)
+        assert row_hash(other) != row_hash(row)

@@ -88,7 +88,7 @@ def job(cohort: Path, out: Path, **changes) -> Job:
 def test_property_a_table_is_run_once_and_grows(cohort, tmp_path, monkeypatch):
     first = job(cohort, tmp_path)
     text = reproduce(first, "table3").read_text()
-    result = RunResult.read(tmp_path / "results" / "sp-toy-0.json")
+    result = RunResult.read(tmp_path / "sp-toy-0.json")
     assert [case.case_id for case in result.cases] == ["c3", "c4", "c5"]
     assert (result.fold, result.steps, result.alignment) == (None, 1, "none")
     assert [case.type for case in result.cases] == ["cyst", "hcc", ""]
@@ -103,7 +103,7 @@ def test_property_a_table_is_run_once_and_grows(cohort, tmp_path, monkeypatch):
     assert reproduce(first, "table3").read_text() == text
     monkeypatch.undo()
     again = reproduce(replace(first, rows=("add",)), "table3").read_text()
-    assert (tmp_path / "results" / "add-toy-0.json").exists()
+    assert (tmp_path / "add-toy-0.json").exists()
     assert "every row less SP" in again
     assert (tmp_path / "table3-toy.csv").read_text().startswith('"row"')
 
@@ -111,7 +111,7 @@ def test_property_a_table_is_run_once_and_grows(cohort, tmp_path, monkeypatch):
 def test_property_results_of_something_else_are_never_taken(cohort, tmp_path):
     first = job(cohort, tmp_path)
     reproduce(first, "table3")
-    kept = (tmp_path / "results" / "sp-toy-0.json").read_bytes()
+    kept = (tmp_path / "sp-toy-0.json").read_bytes()
     with pytest.raises(UsageError, match="another recipe") as caught:
         reproduce(replace(first, overrides=(*SMALL, "schedule.lr=0.5")), "table3")
     assert caught.value.code == "E_RESULT"
@@ -120,16 +120,16 @@ def test_property_results_of_something_else_are_never_taken(cohort, tmp_path):
     fewer.write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(UsageError, match="another cohort"):
         reproduce(replace(first, cohort=fewer), "table3")
-    assert (tmp_path / "results" / "sp-toy-0.json").read_bytes() == kept
+    assert (tmp_path / "sp-toy-0.json").read_bytes() == kept
 
 
 def test_property_folds_are_pooled_and_truth_in_the_alignment_is_said(folds, tmp_path):
     path = reproduce(job(folds, tmp_path), "table3")
-    assert {p.name for p in (tmp_path / "results").iterdir()} == {
+    assert {p.name for p in tmp_path.glob("*.json")} == {
         "sp-toy-0-fold0.json",
         "sp-toy-0-fold1.json",
     }
-    parts = [RunResult.read(p) for p in sorted((tmp_path / "results").iterdir())]
+    parts = [RunResult.read(p) for p in sorted(tmp_path.glob("*.json"))]
     tested = [{case.case_id for case in part.cases} for part in parts]
     assert tested == [{"c0", "c2"}, {"c1", "c3"}]
     assert "at test time this uses the truth" in path.read_text()
@@ -145,7 +145,7 @@ def test_property_two_processes_share_a_folder(cohort, tmp_path):
     with module._alone(tmp_path / "runs" / "sp-toy-0") as mine:
         assert mine
         assert module.run(work, "sp", 0, None, cases, sha256) is None
-    assert not (tmp_path / "results").exists()
+    assert not list(tmp_path.glob("*.json"))
     assert module.run(work, "sp", 0, None, cases, sha256) is not None
 
 
@@ -196,7 +196,7 @@ def test_oracle_a_case_is_segmented_as_the_network_says(cohort, tmp_path):
     truth = label.array[box]
     predicted = np.where(found & (truth > 0), 2, truth > 0).astype(np.uint8)
     expected = CaseResult.of(score_case("c3", predicted, truth, SPACING, patient_id="P-c3"), "cyst")
-    kept = RunResult.read(tmp_path / "results" / "add-toy-0.json").cases[0]
+    kept = RunResult.read(tmp_path / "add-toy-0.json").cases[0]
     assert kept == expected
 
 

@@ -366,6 +366,18 @@ def changes(before: Recipe, after: Recipe, most: int = 3) -> list[str]:
     return [*found[:most], f"and {len(found) - most} more"] if len(found) > most else found
 
 
+def row_hash(recipe: Recipe) -> str:
+    """SHA-256 of what makes a row of a table: what differs from defaults, but its path.
+
+    Unlike `recipe_hash` it stays when recipes get another key that the row does not use.
+    """
+    tree = recipe.model_dump(mode="json", exclude_defaults=True)
+    tree["data"].pop("path", None)
+    # A union is told apart by names that are the defaults of their members.
+    tree["system"]["name"], tree["data"]["kind"] = recipe.system.name, recipe.data.kind
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
 def _refuse(message: str) -> UsageError:
     return UsageError("E_RECIPE", "recipe", message, "Correct the recipe or the --set argument.")
 

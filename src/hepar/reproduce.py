@@ -1,7 +1,7 @@
 """`hepar reproduce`: the rows of a paper's table, trained, scored and set beside what it printed.
 
-A run is (row, scale, seed, fold). What is finished lies in `OUT/results` and is not done again,
-what was begun in `OUT/runs` goes on where it stopped, and several of these commands may work on one
+A run is (row, scale, seed, fold). What is finished is `OUT/<run>.json` and is not done again, what
+was begun in `OUT/runs` goes on where it stopped, and several of these commands may work on one
 folder side by side: each run is done by the first that takes its lock.
 """
 
@@ -31,7 +31,7 @@ from hepar.infer.tiling import Tiling
 from hepar.io.atomic import atomic_path
 from hepar.preprocess import AIR_HU, liver_box
 from hepar.provenance import code_sha256, device_name
-from hepar.recipe import CohortData, Recipe, load_recipe, recipe_hash
+from hepar.recipe import CohortData, Recipe, load_recipe, row_hash
 from hepar.resampling import resample
 from hepar.stages.tumor import look
 from hepar.study import AlignedStudy, LiverCase, Phase, PhasedStudy, Study, Volume
@@ -130,10 +130,10 @@ def run(
     """
     recipe = recipe_of(job, row, seed, fold)
     name = run_name(row, job.scale, seed, fold)
-    path = job.out / "results" / f"{name}.json"
-    portable = _portable_hash(recipe)
+    path = job.out / f"{name}.json"
+    sha256 = row_hash(recipe)
     if path.exists():
-        return _checked(path, portable, cohort_sha256)
+        return _checked(path, sha256, cohort_sha256)
     with _alone(job.out / "runs" / name) as mine:
         if not mine or path.exists():
             LOG.info("%s is being run by another process", name)
@@ -158,7 +158,7 @@ def run(
             scale=job.scale,
             seed=seed,
             fold=fold,
-            recipe_sha256=portable,
+            recipe_sha256=sha256,
             cohort_sha256=cohort_sha256,
             weights_sha256=file_hash(trained.weights),
             code=code_sha256(),
@@ -285,10 +285,7 @@ def finished(
     for recipe in dict.fromkeys(row.recipe for row in table.rows if row.recipe):
         seeds = []
         for seed in job.seeds:
-            paths = [
-                job.out / "results" / f"{run_name(recipe, job.scale, seed, fold)}.json"
-                for fold in folds
-            ]
+            paths = [job.out / f"{run_name(recipe, job.scale, seed, fold)}.json" for fold in folds]
             if all(path.exists() for path in paths):
                 parts = [RunResult.read(path) for path in paths]
                 found += parts
@@ -338,12 +335,6 @@ def _folds(job: Job, cases: Sequence[CohortCase]) -> tuple[int | None, ...]:
 def _alignment(cases: Sequence[CohortCase]) -> str:
     ways = {case.metadata.get("alignment") or "none" for case in cases}
     return "tumor_center" if "tumor_center" in ways else ", ".join(sorted(ways))
-
-
-def _portable_hash(recipe: Recipe) -> str:
-    """Of the recipe wherever the cohort lies; its content has a hash of its own."""
-    data = recipe.data.model_copy(update={"path": Path("cohort.csv")})
-    return recipe_hash(recipe.model_copy(update={"data": data}))
 
 
 def _checked(path: Path, recipe_sha256: str, cohort_sha256: str) -> RunResult:

@@ -86,7 +86,7 @@ class RunResult(_Strict):
 
     Attributes:
         system, row, scale, seed, fold: which; fold None where the cohort has a test split.
-        recipe_sha256: of the effective recipe, path of the cohort apart.
+        recipe_sha256: of the recipe, see `recipe.row_hash`.
         cohort_sha256: of the table and every file it names.
         weights_sha256: of the weights that were scored.
         code: fingerprint or commit of the code, for the record.
