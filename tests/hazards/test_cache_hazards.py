@@ -20,7 +20,6 @@ from hepar.data import organ_bank, processes
 from hepar.data.cache import ArrayCache
 from hepar.data.cohort import CohortCases
 from hepar.data.organ_bank import BankEntry
-from hepar.data.phantom_cohort import enroll
 from hepar.data.phantoms import _draw_all
 from hepar.data.processes import in_processes
 from hepar.data.tumor_source import CaseSource, PhantomCases
@@ -178,7 +177,6 @@ def test_property_TR06_samples_and_patients_have_names(tmp_path):
     names = {source.case_of(0, index) for index in range(len(source))}
     assert names == {cases.train_name(i) for i in range(3)}
     assert cases.train_name(0) == f"phantom-{recipe.data.seed_base}"
-    assert enroll("general", 1)[0].case_id
 
 
 def test_property_TR11_without_shared_memory_work_is_done_in_this_process(monkeypatch, caplog):
@@ -240,7 +238,7 @@ def test_property_TR07_two_runs_on_one_empty_cache_paint_once_and_agree(tmp_path
     for run in runs:
         assert run.stdout is not None
         assert run.stdout.readline() == "ready\n"
-    outputs = [run.communicate("go\n", timeout=300)[0].split("\n") for run in runs]
+    outputs = [run.communicate("go\n", timeout=900)[0].split("\n") for run in runs]
     assert [run.returncode for run in runs] == [0, 0, 0]
     alone = [line for line in outputs[2] if line]
     assert len(alone) == 3  # two patients to train on, one held out
