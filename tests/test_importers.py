@@ -120,7 +120,7 @@ def test_closed_form_a_prepared_cohort_trains(tmp_path):
     write_nnunet(tmp_path / "source", range(2))
     prepare(tmp_path / "source", "nnunet", tmp_path / "cohort", folds=2)
     recipe = load_recipe(
-        ROOT / "recipes" / "sam_urim" / "scale" / "toy.yaml",
+        ROOT / "recipes" / "sam_urim" / "smoke.yaml",
         (
             f"data={{kind: cohort, path: {tmp_path / 'cohort' / 'cohort.csv'}, fold: 1}}",
             "schedule.steps=1",

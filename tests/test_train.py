@@ -30,7 +30,7 @@ from hepar.train.loop import train
 from hepar.train.schedule import learning_rate
 
 ROOT = Path(__file__).resolve().parents[1]
-TOY = ROOT / "recipes" / "sam_urim" / "scale" / "toy.yaml"
+TOY = ROOT / "recipes" / "sam_urim" / "smoke.yaml"
 QUICK = ("schedule.validate_every=0", "schedule.checkpoint_every=2")
 
 

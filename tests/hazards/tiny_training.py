@@ -17,7 +17,7 @@ from hepar.train import loop
 from hepar.train.loop import TrainResult
 
 ROOT = Path(__file__).resolve().parents[2]
-TOY = ROOT / "recipes" / "sam_urim" / "scale" / "toy.yaml"
+TOY = ROOT / "recipes" / "sam_urim" / "smoke.yaml"
 SPEC = spec_2d(spacing_mm=(8.0, 5.0, 5.0))
 
 
