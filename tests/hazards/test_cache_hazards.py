@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import multiprocessing
+import operator
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from hepar.data import organ_bank, processes
 from hepar.data.cache import ArrayCache
 from hepar.data.cohort import CohortCases
 from hepar.data.organ_bank import BankEntry
+from hepar.data.phantom_cohort import single
 from hepar.data.phantoms import _draw_all
 from hepar.data.processes import in_processes
 from hepar.data.tumor_source import CaseSource, PhantomCases
@@ -158,10 +160,10 @@ def test_property_TR06_painting_survives_the_kill_of_its_processes(monkeypatch):
         return future
 
     monkeypatch.setattr(processes, "_submit", kills)
-    monkeypatch.setattr("hepar.data.phantoms.draw", len)
-    roster = ["a", "bb", "ccc"]
+    monkeypatch.setattr("hepar.data.phantoms.draw", operator.attrgetter("seed"))
+    roster = [single(seed) for seed in (4, 5, 6)]
     monkeypatch.setattr("hepar.data.phantoms.in_processes", _named)
-    assert list(_draw_all(roster, 2)) == [1, 2, 3]
+    assert list(_draw_all(roster, 2)) == [4, 5, 6]
     assert killed
 
 

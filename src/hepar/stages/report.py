@@ -39,7 +39,8 @@ _CHANCE_DIGITS = 3
 # Everything `write_report` leaves, what shows a result at one glance first.
 RESULTS = (
     *("report.html", "findings.json", "lesions.csv", "segmentation.nii.gz", "lesions.nii.gz"),
-    *("tumor_probability.nii.gz", "overlay", "ingest.json", "run.json"),
+    *("tumor_probability.nii.gz", "uncertainty.nii.gz", "uncertainty_before.nii.gz"),
+    *("overlay", "ingest.json", "run.json"),
 )
 
 
