@@ -262,7 +262,7 @@ def test_property_TR09_an_edited_cohort_has_another_fingerprint(tmp_path):
         lines = [f"{r[0]},{r[0]},{r[0]}.nii.gz,{r[0]}-label.nii.gz,{r[1]}" for r in rows.split()]
         table = "\n".join(["case_id,patient_id,pv,label,fold", *lines, ""])
         (tmp_path / "cohort.csv").write_text(table)
-        data = CohortData(path=tmp_path / "cohort.csv")
+        data = CohortData(path=tmp_path / "cohort.csv", fold=0)
         return CohortCases(
             data, build(tiny_recipe().system).input_spec, cache_dir=None
         ).fingerprint()

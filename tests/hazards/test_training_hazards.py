@@ -27,18 +27,22 @@ from hepar.train.recovery import LAST, PREVIOUS
 KEPT = (LAST, "best.safetensors")
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    """One thread, because sums over more may round differently on a busy machine."""
-    use_tiny_net(monkeypatch.setattr)
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Sums over more threads round differently: before any run, the unbroken one too."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    use_tiny_net(monkeypatch.setattr)
+
+
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def unbroken(one_thread, tmp_path_factory):
     """What a run leaves that nothing happens to."""
     out = tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as patch:
