@@ -46,7 +46,8 @@ from hepar.systems.table import build
 SEED = 920_006
 SPACING = (2.0, 1.0, 1.0)
 # Of the liver and the tumor, where windows had to be cut: the networks normalize over a window.
-LASTING_DICE = (0.98, 0.85)
+# Measured 0.9875 and 0.9587; halves instead of three quarters gave a tumor of 0.9189.
+LASTING_DICE = (0.98, 0.93)
 MIB = 1 << 20
 
 
