@@ -97,6 +97,13 @@ class PaintedCases:
     def validation_case(self, index: int) -> PreparedCase:
         return self.case(self.held_out[index])
 
+    def train_name(self, index: int) -> str:
+        return self.train[index].case_id
+
+    def fingerprint(self) -> str:
+        names = [[p.case_id for p in group] for group in (self.train, self.held_out)]
+        return content_key({"patients": names, "phantom": fingerprint()})
+
     def case(self, patient: Enrolled) -> PreparedCase:
         """A patient in the system's phases."""
         if patient.case_id not in self.kept:

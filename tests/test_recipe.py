@@ -146,7 +146,7 @@ def test_property_every_row_of_a_paper_takes_a_step_at_every_scale(
 ):
     base = path.parent / "scale" / f"{scale}.yaml"
     as_shipped = load_recipe(path, base=base)
-    assert as_shipped.system.patch == (512, 512) if scale == "full" else (128, 128)
+    assert as_shipped.system.patch == ((512, 512) if scale == "full" else (128, 128))
     small = (*TOY_ROW[as_shipped.system.name], *TOY["cohort"], *TOY["all"])
     small = (*small, f"data.path={cohort}", "data.fold=null")
     take_a_step(load_recipe(path, small, base=base), cache, tmp_path)

@@ -92,8 +92,9 @@ def test_property_a_table_is_run_once_and_grows(cohort, tmp_path, monkeypatch):
     assert [case.case_id for case in result.cases] == ["c3", "c4", "c5"]
     assert (result.fold, result.steps, result.alignment) == (None, 1, "none")
     assert [case.type for case in result.cases] == ["cyst", "hcc", ""]
-    assert text.count("not run") > 3 * len(COLUMNS) // 3
-    assert "cohort" in text
+    assert _cells(text, "SP")[-3:-1] == ["3", "1"]
+    assert "not run" not in _cells(text, "SP")
+    assert "not run" in _cells(text, "SP + MP")
     assert "uses the truth" not in text
 
     def never(*_, **__):
@@ -133,9 +134,22 @@ def test_property_folds_are_pooled_and_truth_in_the_alignment_is_said(folds, tmp
     tested = [{case.case_id for case in part.cases} for part in parts]
     assert tested == [{"c0", "c2"}, {"c1", "c3"}]
     assert "at test time this uses the truth" in path.read_text()
+    assert _cells(path.read_text(), "SP")[-3] == "4"
     # A single fold is a table of its own cases.
     alone = reproduce(job(folds, tmp_path, fold=1), "table3").read_text()
-    assert alone != path.with_name("other").name
+    assert _cells(alone, "SP")[-3] == "2"
+
+
+def test_property_a_table_holds_every_seed_in_the_folder(cohort, tmp_path):
+    reproduce(job(cohort, tmp_path), "table3")
+    text = reproduce(job(cohort, tmp_path, seeds=(4,)), "table3").read_text()
+    assert _cells(text, "SP")[-3:-1] == ["3", "2"]
+
+
+def _cells(text: str, row: str) -> list[str]:
+    """The cells of a row; the last three are cases, seeds and undefined ones."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {row} "))
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def test_property_two_processes_share_a_folder(cohort, tmp_path):

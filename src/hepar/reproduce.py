@@ -43,7 +43,6 @@ from hepar.train.loop import BEST, train
 LOG = logging.getLogger(__name__)
 SCALES = ("toy", "reduced", "full")
 SEEDS = (0, 1, 2)
-FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -279,20 +278,37 @@ def write_table(job: Job, printed: Printed, table: str, folds: Sequence[int | No
 def finished(
     job: Job, table: PrintedTable, folds: Sequence[int | None]
 ) -> tuple[Runs, tuple[str, ...]]:
-    """Test cases of every finished seed of every row, and what a reader has to know of them."""
+    """Test cases of every finished seed of every row, and what a reader has to know of them.
+
+    Seeds are those whose results lie in the folder, whichever this job was asked for.
+    """
     runs: Runs = {}
     found: list[RunResult] = []
-    for recipe in dict.fromkeys(row.recipe for row in table.rows if row.recipe):
+    for row in dict.fromkeys(row.recipe for row in table.rows if row.recipe):
         seeds = []
-        for seed in job.seeds:
-            paths = [job.out / f"{run_name(recipe, job.scale, seed, fold)}.json" for fold in folds]
-            if all(path.exists() for path in paths):
-                parts = [RunResult.read(path) for path in paths]
-                found += parts
-                seeds.append(tuple(case for part in parts for case in part.cases))
+        for seed in _seeds(job, row):
+            parts = [_kept(job, row, seed, fold) for fold in folds]
+            whole = [part for part in parts if part is not None]
+            if len(whole) == len(parts):
+                found += whole
+                seeds.append(tuple(case for part in whole for case in part.cases))
         if seeds:
-            runs[recipe] = tuple(seeds)
+            runs[row] = tuple(seeds)
     return runs, _notes(job, found)
+
+
+def _seeds(job: Job, row: str) -> list[int]:
+    start = f"{row}-{job.scale}-"
+    names = (path.stem.removeprefix(start) for path in job.out.glob(f"{start}*.json"))
+    return sorted({int(name.split("-")[0]) for name in names})
+
+
+def _kept(job: Job, row: str, seed: int, fold: int | None) -> RunResult | None:
+    """A finished run; None where it is not finished."""
+    path = job.out / f"{run_name(row, job.scale, seed, fold)}.json"
+    if not path.exists():
+        return None
+    return _checked(path, row_hash(recipe_of(job, row, seed, fold)))
 
 
 def _notes(job: Job, found: Sequence[RunResult]) -> tuple[str, ...]:
@@ -337,13 +353,14 @@ def _alignment(cases: Sequence[CohortCase]) -> str:
     return "tumor_center" if "tumor_center" in ways else ", ".join(sorted(ways))
 
 
-def _checked(path: Path, recipe_sha256: str, cohort_sha256: str) -> RunResult:
+def _checked(path: Path, recipe_sha256: str, cohort_sha256: str | None = None) -> RunResult:
+    """A result, if it is of this recipe and, where one is asked for, of this cohort."""
     result = RunResult.read(path)
     for what, kept, asked in (
         ("recipe", result.recipe_sha256, recipe_sha256),
         ("cohort", result.cohort_sha256, cohort_sha256),
     ):
-        if kept != asked:
+        if asked is not None and kept != asked:
             raise UsageError(
                 "E_RESULT",
                 "reproduce",

@@ -80,3 +80,16 @@ class PresentPairs:
     def repeat(self, x: Float[Tensor, "b *rest"]) -> Float[Tensor, "n *rest"]:
         """What belongs to a sample, once for each of its pairs."""
         return torch.cat([self.of_phase(x, phase) for phase in range(self.phases)])
+
+
+def with_presence(
+    image: Float[Tensor, "b p c *spatial"], present: Bool[Tensor, "b p"]
+) -> Float[Tensor, "b p c2 *spatial"]:
+    """Absent phases as zeros, and one more channel a phase: 1 where it is there, 0 where not.
+
+    Ours: how a network that cannot lack a phase as published is given one that is absent.
+    """
+    there = present.reshape(*present.shape, *([1] * (image.ndim - 2)))
+    # Selected, not multiplied: what an absent phase holds may be NaN.
+    known = image.masked_fill(~there, 0.0)
+    return torch.cat([known, there.to(image.dtype).expand(-1, -1, 1, *image.shape[3:])], dim=2)

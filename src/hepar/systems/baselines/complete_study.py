@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hepar.losses import cross_entropy, soft_dice
 from hepar.systems.base import Batch, InputSpec
 from hepar.systems.baselines.complete_study_settings import CompleteStudySettings
+from hepar.systems.presence import with_presence
 
 
 class CompleteStudySystem(nn.Module):
@@ -61,11 +62,7 @@ class CompleteStudySystem(nn.Module):
         self._check(image, present)
         if self.input_spec.needs_all_phases:
             return list(image.unbind(1))
-        there = present[:, :, None, None, None]
-        # Selected, not multiplied: what an absent phase holds may be NaN.
-        known = image.masked_fill(~there, 0.0)
-        said = there.to(image.dtype).expand(-1, -1, 1, *image.shape[-2:])
-        return list(torch.cat([known, said], dim=2).unbind(1))
+        return list(with_presence(image, present).unbind(1))
 
     def targets(self, batch: Batch) -> Int[Tensor, "b h w"]:
         """The label."""

@@ -19,7 +19,7 @@ from hepar.networks.blocks import ConvNormAct, at_least_float32, resize_to
 from hepar.networks.resnet import TRUNKS, ResNetTrunk, load_published
 from hepar.networks.unet2d import UNetTrunk
 from hepar.systems.base import Batch, InputSpec
-from hepar.systems.presence import PresentPairs
+from hepar.systems.presence import PresentPairs, with_presence
 from hepar.systems.sam_urim.fusion import GUIDED, fusion
 from hepar.systems.sam_urim.settings import SamUrimSettings
 from hepar.systems.sam_urim.spatial_aggregation import modulate
@@ -142,7 +142,7 @@ class SamUrim(nn.Module):
         """
         self._check(image, present)
         if self.settings.presence_channel:
-            image, present = with_presence(image, present)
+            image, present = with_presence(image, present), torch.ones_like(present)
         if self.settings.fusion == "ilf":
             image, present = image.flatten(1, 2).unsqueeze(1), present[:, :1]
         pairs = PresentPairs(present)
@@ -316,15 +316,6 @@ class DecisionFusion(nn.Module):
         of_phases = [d.features(levels) for d, levels in zip(decoders, streams, strict=True)]
         features = self.fuse(torch.cat(of_phases, dim=1))
         return features, self.classifier(self.drop_head(features))
-
-
-def with_presence(
-    image: Float[Tensor, "b p c h w"], present: Bool[Tensor, "b p"]
-) -> tuple[Float[Tensor, "b p c2 h w"], Bool[Tensor, "b p"]]:
-    """Every phase made present: absent ones as zeros, and a channel that tells them apart."""
-    absent = ~present[:, :, None, None, None]
-    flag = present.to(image.dtype)[:, :, None, None, None].expand(-1, -1, 1, *image.shape[3:])
-    return torch.cat([image.masked_fill(absent, 0.0), flag], dim=2), torch.ones_like(present)
 
 
 def module_parameters(model: SamUrim) -> dict[str, int]:
