@@ -22,7 +22,8 @@ from hepar.infer.tiling import predict
 from hepar.io.nifti import write_nifti
 from hepar.networks.resnet import TRUNKS, ResNetTrunk, load_published
 from hepar.recipe import parse_recipe
-from hepar.reproduce import Job, cohort_hash, liver_case, papers, recipe_of, reproduce, run_name
+from hepar.reproduce import Job, cohort_hash, papers, recipe_of, reproduce, run_name
+from hepar.score_cohort import liver_case
 from hepar.systems.sam_urim.settings import SamUrimSettings
 from hepar.systems.sam_urim.system import SamUrim
 from hepar.systems.table import build

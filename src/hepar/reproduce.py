@@ -17,25 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-from torch import nn
-
 from hepar.data.cache import file_hash
-from hepar.data.cohort import CohortCase, is_test, read_case, read_cohort
+from hepar.data.cohort import CohortCase, is_test, read_cohort
 from hepar.errors import HeparError, UsageError
 from hepar.evaluate.printed import Printed, PrintedTable, Runs, differences, read_printed, tabulate
-from hepar.evaluate.run_result import CaseResult, RunResult
-from hepar.evaluate.score import score_case
-from hepar.infer.bundle import Model
-from hepar.infer.tiling import Tiling
+from hepar.evaluate.run_result import RunResult
 from hepar.io.atomic import atomic_path
-from hepar.preprocess import AIR_HU, liver_box
 from hepar.provenance import code_sha256, device_name
 from hepar.recipe import CohortData, Recipe, load_recipe, row_hash
-from hepar.resampling import resample
-from hepar.stages.tumor import look
-from hepar.study import AlignedStudy, LiverCase, Phase, PhasedStudy, Study, Volume
-from hepar.systems.base import InputSpec, System
+from hepar.score_cohort import scored_cases
 from hepar.systems.table import build
 from hepar.train.checkpoint import read_tensors
 from hepar.train.loop import BEST, train
@@ -150,7 +140,8 @@ def run(
         system = build(recipe.system)
         system.load_state_dict(read_tensors(job.out / "runs" / name / BEST)[0])
         test = [c for c in cases if (is_test(c) if fold is None else c.fold == fold)]
-        scored = tuple(scored_cases(test, system, cast(CohortData, recipe.data), job))
+        data = cast(CohortData, recipe.data)
+        scored = tuple(scored_cases(test, system, data, job.device, job.note))
         result = RunResult(
             system=job.system,
             row=row,
@@ -171,54 +162,6 @@ def run(
         )
         result.write(path)
     return result
-
-
-def scored_cases(
-    cases: Sequence[CohortCase], system: nn.Module, data: CohortData, job: Job
-) -> Iterator[CaseResult]:
-    """Every case segmented within its liver mask and scored on the reference phase's voxels."""
-    spec = cast(System, system).input_spec
-    tiling = Tiling(device=job.device)
-    for number, case in enumerate(cases):
-        job.note(f"{case.case_id} ({number + 1} of {len(cases)})")
-        liver, label = liver_case(case, spec, data.margin_mm)
-        tumor = look(liver, Model("tumor", system), tiling=tiling).tumor >= 0.5
-        box = liver.box.slices
-        truth = label.array[box]
-        predicted = (truth > 0).astype(np.uint8)
-        predicted[tumor] = 2
-        score = score_case(
-            case.case_id, predicted, truth, label.grid.spacing_mm, patient_id=case.patient_id
-        )
-        yield CaseResult.of(score, case.metadata.get("primary") or case.metadata.get("type") or "")
-
-
-def liver_case(case: CohortCase, spec: InputSpec, margin_mm: float) -> tuple[LiverCase, Volume]:
-    """A cohort's case as the stages know it, its liver the true one, and its label.
-
-    Raises:
-        UsageError: `E_NO_LIVER`, the mask is empty.
-    """
-    images, label, liver = read_case(case, (*spec.phases, case.reference))
-    box = liver_box(liver, label.grid, margin_mm)
-    if box is None:
-        raise UsageError(
-            "E_NO_LIVER",
-            "reproduce",
-            f"case {case.case_id}: the liver mask is empty.",
-            "Give a liver column, or labels with 1 for liver.",
-        )
-    volumes = {Phase(name): _onto(volume, label) for name, volume in images.items()}
-    phased = PhasedStudy(volumes, (), Study((), ()), dict.fromkeys(volumes, label.grid))
-    aligned = AlignedStudy(volumes, Phase(case.reference), phased, ())
-    return LiverCase(aligned, liver, box, float(liver.sum()) * label.grid.voxel_ml), label
-
-
-def _onto(volume: Volume, label: Volume) -> Volume:
-    if volume.grid.is_close(label.grid):
-        return Volume(volume.array, label.grid)
-    moved = resample(volume.array, volume.grid, label.grid, fill=AIR_HU)
-    return Volume(np.rint(moved).astype(np.int16), label.grid)
 
 
 def papers(system: str) -> Printed:
