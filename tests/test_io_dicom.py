@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 from pydicom.uid import MRImageStorage, RLELossless, SecondaryCaptureImageStorage
 
 from hepar.errors import InputRefused
+from hepar.geometry import Grid
 from hepar.io.dicom import read_dicom
+from hepar.io.dicom_regular import onto_frames
 from hepar.io.dicom_write import write_dicom_series
+from hepar.stages.read import read_study
 from hepar.study import Series, SeriesVerdict, Volume
 from small_ct import POSES, Pose, body, corners, grid_of, volume
 
@@ -76,7 +79,7 @@ def test_property_a_series_reads_back_at_its_own_places_in_any_file_order(
     nearest = np.rint(there).astype(int)
     assert np.abs((there - nearest) * np.asarray(read.grid.spacing_mm)).max() < 0.01
     np.testing.assert_array_equal(read.array[tuple(nearest.T)], hu[tuple(index.T)])
-    names = [pydicom.dcmread(f).SOPInstanceUID for f in series.files]
+    names = [pydicom.dcmread(f).SOPInstanceUID for f in series.frames.files]
     assert len(set(names)) == grid.shape[0]
 
 
@@ -325,7 +328,7 @@ def test_a_second_copy_of_a_file_is_left_out_and_said(tmp_path: Path) -> None:
     files = _write(tmp_path / "s")
     shutil.copy(files[3], tmp_path / "s" / "copy")
     (series,), (verdict,) = _read(tmp_path / "s")
-    assert (verdict.status, verdict.code) == ("repaired", "W_DUPLICATE_SLICE")
+    assert (verdict.status, verdict.code) == ("repaired", "W_DUP_INSTANCE")
     np.testing.assert_array_equal(series.volume.array, volume(shape=_SHAPE).array)
 
 
@@ -357,13 +360,116 @@ def test_uneven_positions_within_five_percent_are_fitted_and_said(tmp_path: Path
     assert abs(series.volume.grid.spacing_mm[0] - 2.5) < 0.02
 
 
+def _along(grid: Grid) -> np.ndarray:
+    """HU that are linear in the world, which linear interpolation keeps."""
+    index = np.argwhere(np.ones(grid.shape, dtype=bool))
+    world = grid.index_to_world(index.astype(float)) - np.asarray(grid.origin_mm)
+    return (world @ np.array([3.0, -4.0, 5.0]) - 30.0).reshape(grid.shape)
+
+
+def _linear_series(
+    folder: Path, move: Callable[[int], tuple[float, float, float]], distance_mm: float = 2.5
+) -> None:
+    """A series of linear HU (steps of 0.05) whose images are moved, values and places alike."""
+    grid = Grid.axial((12, 20, 16), (distance_mm, 0.8, 0.7), (-5.0, 12.0, -40.0))
+    files = _write(folder, Volume(np.zeros(grid.shape, np.int16), grid))
+    hu = _along(grid)
+    for k, path in enumerate(files):
+
+        def change(data: pydicom.Dataset, k: int = k) -> None:
+            step = np.asarray(move(k))
+            position = np.array([float(v) for v in data.ImagePositionPatient]) + step
+            data.ImagePositionPatient = [f"{v:.6f}" for v in position]
+            stored = np.rint((hu[k] + step @ np.array([3.0, -4.0, 5.0]) + 1024) * 20)
+            data.PixelData = stored.astype(np.uint16).tobytes()
+            data.PixelRepresentation = 0
+            data.RescaleSlope, data.RescaleIntercept = "0.05", "-1024"
+
+        _edit(path, change)
+
+
+@pytest.mark.parametrize("lean", [(0.0, 0.33), (0.0, -0.8), (0.21, 0.4), (-0.35, 0.0)])
+def test_closed_form_a_tilted_stack_is_moved_back_by_its_positions(
+    tmp_path: Path, lean: tuple[float, float]
+) -> None:
+    _linear_series(tmp_path / "s", lambda k: (lean[0] * k, lean[1] * k, 0.0))
+    (series,), (verdict,) = _read(tmp_path / "s")
+    assert verdict.code == "W_GANTRY_TILT"
+    assert verdict.status == "repaired"
+    grid, frames = series.volume.grid, series.frames
+    assert frames is not None
+    index = np.argwhere(np.ones(grid.shape, dtype=bool))
+    offset = grid.index_to_world(index.astype(float)) - frames.origins_mm[index[:, 0]]
+    pixel = (offset @ frames.axes[:, 1:]) / np.asarray(frames.pixel_mm)
+    last = np.asarray(frames.shape) - 1
+    inside = ((pixel > -1e-3) & (pixel < last + 1e-3)).all(axis=1).reshape(grid.shape)
+    outside = ((pixel < -0.51) | (pixel > last + 0.51)).any(axis=1).reshape(grid.shape)
+    assert inside.sum() >= 12 * 19 * 15
+    assert np.abs(series.volume.array - _along_world(grid))[inside].max() <= 1.03
+    assert (series.volume.array[outside] == -1024).all()
+    within = ((pixel > -0.49) & (pixel < last + 0.49)).all(axis=1).reshape(grid.shape)
+    assert (series.volume.array[within] > -1000).all()
+
+
+def _along_world(grid: Grid) -> np.ndarray:
+    """`_along` of the series' own origin, on any grid."""
+    index = np.argwhere(np.ones(grid.shape, dtype=bool)).astype(float)
+    world = grid.index_to_world(index) - np.array([-5.0, 12.0, -40.0])
+    return (world @ np.array([3.0, -4.0, 5.0]) - 30.0).reshape(grid.shape)
+
+
+def test_closed_form_uneven_distances_are_resampled_by_position(tmp_path: Path) -> None:
+    depths = np.cumsum([0, *np.random.default_rng(3).uniform(-0.6, 0.6, 11)])
+    _linear_series(tmp_path / "s", lambda k: (0.0, 0.0, float(depths[k])))
+    (series,), (verdict,) = _read(tmp_path / "s")
+    assert verdict.code == "W_NON_UNIFORM"
+    np.testing.assert_allclose(
+        series.volume.array, _along_world(series.volume.grid), atol=1.03, rtol=0
+    )
+
+
+def test_closed_form_a_series_that_changes_its_distance_is_no_gap(tmp_path: Path) -> None:
+    _linear_series(tmp_path / "s", lambda k: (0.0, 0.0, 2.5 * max(0, k - 5)))
+    (series,), (verdict,) = _read(tmp_path / "s")
+    assert verdict.code == "W_NON_UNIFORM"
+    assert abs(series.volume.grid.spacing_mm[0] - 2.5) < 1e-6
+    np.testing.assert_allclose(
+        series.volume.array, _along_world(series.volume.grid), atol=1.03, rtol=0
+    )
+
+
+def test_closed_form_wider_distances_with_numbers_left_out_are_gaps(tmp_path: Path) -> None:
+    _linear_series(tmp_path / "s", lambda k: (0.0, 0.0, 2.5 * max(0, k - 5)))
+    for k, path in enumerate(sorted((tmp_path / "s").iterdir())):
+        _edit(path, lambda d, k=k: d.__setattr__("InstanceNumber", k + 1 + max(0, k - 5)))
+    _, (verdict,) = _read(tmp_path / "s")
+    assert verdict.code == "E_SLICE_GAP"
+
+
+def test_closed_form_a_mask_goes_back_onto_tilted_images(tmp_path: Path) -> None:
+    """Each pixel of an image gets the label of the world's half that it lies in."""
+    _linear_series(tmp_path / "s", lambda k: (0.0, 0.33 * k, 0.0))
+    (series,), _ = _read(tmp_path / "s")
+    grid, frames = series.volume.grid, series.frames
+    assert frames is not None
+    middle = 18.0
+
+    def half(world: np.ndarray) -> np.ndarray:
+        return (world[..., 1] > middle).astype(np.uint8)
+
+    index = np.argwhere(np.ones(grid.shape, dtype=bool)).astype(float)
+    mask = half(grid.index_to_world(index)).reshape(grid.shape)
+    back = onto_frames(mask, grid, frames)
+    rows = np.arange(20)[:, None, None] * frames.pixel_mm[0] * frames.axes[:, 1]
+    columns = np.arange(16)[None, :, None] * frames.pixel_mm[1] * frames.axes[:, 2]
+    for k, origin in enumerate(frames.origins_mm):
+        world = origin + rows + columns
+        near = np.abs(world[..., 1] - middle) < 0.41
+        assert (back[k] == half(world))[~near].all()
+
+
 def _gap(files: Files) -> None:
     files[4].unlink()
-
-
-def _uneven(files: Files) -> None:
-    for k, path in enumerate(files[4:]):
-        _move(path, z=0.3 * (k + 1))
 
 
 def _move(path: Path, x: float = 0.0, y: float = 0.0, z: float = 0.0) -> None:
@@ -372,11 +478,6 @@ def _move(path: Path, x: float = 0.0, y: float = 0.0, z: float = 0.0) -> None:
         data.ImagePositionPatient = (position + np.array([x, y, z])).tolist()
 
     _edit(path, change)
-
-
-def _tilt(files: Files) -> None:
-    for k, path in enumerate(files):
-        _move(path, y=0.4 * k)
 
 
 def _jump(files: Files) -> None:
@@ -460,17 +561,15 @@ def _half_an_rle_frame(files: Files) -> None:
 _SYNTAX = b"1.2.840.10008.1.2.1\0"
 HAZARDS: dict[str, tuple[str, Callable[[Files], None]]] = {
     "missing slice": ("E_SLICE_GAP", _gap),
-    "uneven distance": ("E_NON_UNIFORM", _uneven),
-    "gantry tilt": ("E_GANTRY_TILT", _tilt),
     "shifted slice": ("E_MIXED_GEOMETRY", _jump),
-    "mixed matrix": ("E_MIXED_GEOMETRY", _other_matrix),
-    "mixed pixel spacing": ("E_MIXED_GEOMETRY", _setting("PixelSpacing", [1, 1], slice(6, 7))),
+    "mixed matrix": ("E_MIXED_MATRIX", _other_matrix),
+    "mixed pixel spacing": ("E_MIXED_MATRIX", _setting("PixelSpacing", [1, 1], slice(6, 7))),
     "mixed frame of reference": (
         "E_MIXED_GEOMETRY",
         _setting("FrameOfReferenceUID", "1.2.9", slice(2, 3)),
     ),
     "different twin": ("E_DUPLICATE_SLICE", _twin),
-    "one UID, two images": ("E_DUPLICATE_SLICE", _conflicting_uid),
+    "one UID, two images": ("E_UID_CONFLICT", _conflicting_uid),
     "no position": ("E_NO_GEOMETRY", _lacking("ImagePositionPatient")),
     "no orientation of one": ("E_NO_GEOMETRY", _lacking("ImageOrientationPatient", slice(4, 5))),
     "no pixel spacing": ("E_NO_GEOMETRY", _lacking("PixelSpacing")),
@@ -486,7 +585,7 @@ HAZARDS: dict[str, tuple[str, Callable[[Files], None]]] = {
     "rows lie": ("E_TRUNCATED", _setting("Rows", 65535, slice(5, 6))),
     "half an RLE frame": ("E_DECODE", _half_an_rle_frame),
     "unknown syntax": (
-        "E_UNSUPPORTED_SYNTAX",
+        "E_UNSUPPORTED_TS",
         _bytes_changed(_SYNTAX, b"1.2.840.10008.1.2.9\0"),
     ),
     "slope zero": ("E_BAD_RESCALE", _setting("RescaleSlope", "0")),
@@ -534,7 +633,7 @@ def test_objects_that_are_no_slices_are_unused(tmp_path: Path) -> None:
         _edit(path, lambda d: d.__setattr__("SOPClassUID", SecondaryCaptureImageStorage))
     series, verdicts = _read(tmp_path / "t")
     assert series == ()
-    assert [v.status for v in verdicts] == ["unused"]
+    assert [(v.status, v.code) for v in verdicts] == [("unused", "E_NOT_CT")]
 
 
 def test_two_slices_are_too_few(tmp_path: Path) -> None:
@@ -553,7 +652,20 @@ def test_files_that_are_no_dicom_and_links_are_passed_over(tmp_path: Path) -> No
     (tmp_path / "s" / "link").symlink_to(tmp_path / "elsewhere")
     (series,), verdicts = _read(tmp_path / "s")
     assert len(verdicts) == 1
-    assert len(series.files) == 8
+    assert len(series.frames.files) == 8
+
+
+def test_a_lost_slice_is_made_up_only_where_asked_for(tmp_path: Path) -> None:
+    _linear_series(tmp_path / "s", lambda k: (0.0, 0.0, 0.0), distance_mm=5.0)
+    files = sorted((tmp_path / "s").iterdir())
+    files[4].unlink()
+    study = read_study(tmp_path / "s", interpolate_gaps=True)
+    assert any(w.startswith("W_SLICE_INTERPOLATED") for w in study.warnings)
+    volume = study.series[0].volume
+    np.testing.assert_allclose(volume.array, _along_world(volume.grid), atol=1.03, rtol=0)
+    files[5].unlink()
+    with pytest.raises(InputRefused, match="E_SLICE_GAP"):
+        read_study(tmp_path / "s", interpolate_gaps=True)
 
 
 def test_files_without_a_preamble_are_read(tmp_path: Path) -> None:
@@ -566,7 +678,7 @@ def test_files_without_a_preamble_are_read(tmp_path: Path) -> None:
 def test_patients_are_never_merged(tmp_path: Path) -> None:
     _write(tmp_path / "a", patient_id="A")
     _write(tmp_path / "b", patient_id="B", uid_seed="2")
-    with pytest.raises(InputRefused, match="E_SEVERAL_PATIENTS") as caught:
+    with pytest.raises(InputRefused, match="E_MIXED_PATIENTS") as caught:
         read_dicom(tmp_path)
     assert caught.value.remedy
 
@@ -579,7 +691,7 @@ def test_two_studies_need_one_person(tmp_path: Path, keyword: str) -> None:
                 keyword == "PatientBirthDate"
             ][number]
             _edit(path, lambda d, value=value: d.__setattr__(keyword, value))
-    with pytest.raises(InputRefused, match="E_SEVERAL_PATIENTS") as caught:
+    with pytest.raises(InputRefused, match="E_MIXED_PATIENTS") as caught:
         read_dicom(tmp_path)
     assert "Doe" not in str(caught.value)
 
@@ -589,7 +701,7 @@ def test_two_studies_without_a_patient_are_refused_and_one_is_not(tmp_path: Path
     series, _ = read_dicom(tmp_path)
     assert len(series) == 1
     _write(tmp_path / "b", patient_id="", uid_seed="2")
-    with pytest.raises(InputRefused, match="E_SEVERAL_PATIENTS"):
+    with pytest.raises(InputRefused, match="E_MIXED_PATIENTS"):
         read_dicom(tmp_path)
 
 
@@ -623,7 +735,7 @@ def test_jpeg_2000_is_decoded_as_simpleitk_does(real_data: Path) -> None:
     assert series.volume.grid.shape == (20, 512, 512)
     np.testing.assert_allclose(series.volume.grid.spacing_mm, (2.0, 0.9765625, 0.9765625))
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(series.files)
+    reader.SetFileNames(series.frames.files)
     values = sitk.GetArrayFromImage(reader.Execute())
     np.testing.assert_array_equal(series.volume.array, np.maximum(values, -1024))
 

@@ -21,14 +21,20 @@ from small_ct import body, volume
 _SHAPE = (8, 8, 10)
 
 
-def _nifti(path: Path, seed: int = 0) -> Volume:
+def _volume(seed: int = 0) -> Volume:
+    """A body long enough to hold a liver."""
     v = volume(seed, _SHAPE)
+    return Volume(v.array, Grid.axial(_SHAPE, (5.0, 0.8, 0.7), v.grid.origin_mm))
+
+
+def _nifti(path: Path, seed: int = 0) -> Volume:
+    v = _volume(seed)
     write_nifti(path, v.array, v.grid)
     return v
 
 
 def _dicom(folder: Path, seed: int = 0, **options: object) -> Volume:
-    v = volume(seed, _SHAPE)
+    v = _volume(seed)
     arguments: dict[str, object] = {
         "description": folder.name,
         "series_number": seed + 1,
@@ -75,7 +81,7 @@ def test_nested_dicom_series_among_other_objects(tmp_path: Path) -> None:
     np.testing.assert_array_equal(study.series[0].volume.array, first.array)
     np.testing.assert_array_equal(study.series[1].volume.array, second.array)
     for series in study.series:
-        assert len(series.files) == 8
+        assert len(series.frames.files) == 8
         assert series.verdict in study.verdicts
 
 
@@ -123,7 +129,7 @@ def test_one_path_for_two_phases_is_a_usage_error(tmp_path: Path) -> None:
 def test_explicit_folders_of_two_patients_are_refused(tmp_path: Path) -> None:
     _dicom(tmp_path / "a", 1, patient_id="A")
     _dicom(tmp_path / "b", 2, patient_id="B", study_uid="1.2.4")
-    with pytest.raises(InputRefused, match="E_SEVERAL_PATIENTS"):
+    with pytest.raises(InputRefused, match="E_MIXED_PATIENTS"):
         read_study(tmp_path / "a", {Phase.PV: tmp_path / "b"})
 
 
@@ -140,7 +146,7 @@ def test_a_refused_series_does_not_stop_the_others(tmp_path: Path) -> None:
 
 def test_a_reformat_is_left_aside_where_an_axial_series_exists(tmp_path: Path) -> None:
     _dicom(tmp_path / "axial", 1)
-    coronal = Grid(_SHAPE, (2.5, 0.8, 0.7), (0.0, 0.0, 0.0), (0, 0, 1, 1, 0, 0, 0, -1, 0))
+    coronal = Grid(_SHAPE, (5.0, 0.8, 0.7), (0.0, 0.0, 0.0), (0, 0, 1, 1, 0, 0, 0, -1, 0))
     options = {"study_uid": "1.2.3", "frame_of_reference_uid": "1.2.3.5"}
     write_dicom_series(
         tmp_path / "cor",
@@ -152,7 +158,9 @@ def test_a_reformat_is_left_aside_where_an_axial_series_exists(tmp_path: Path) -
     study = read_study(tmp_path)
     assert [s.verdict.description for s in study.series] == ["axial"]
     assert study.verdicts[1].code == "W_NON_AXIAL"
-    assert len(read_study(tmp_path / "cor").series) == 1
+    alone = read_study(tmp_path / "cor")
+    assert len(alone.series) == 1
+    assert alone.warnings[0].startswith("W_NON_AXIAL")
     named = read_study(tmp_path / "axial", {Phase.PV: tmp_path / "cor"})
     assert len(named.series) == 2
 

@@ -86,6 +86,7 @@ class SeriesVerdict:
         code: error or warning code, if any.
         description: SeriesDescription or file name.
         n_files: files that belong to it.
+        notes: everything noticed or repaired, `W_CODE: words`; `code` is the first of them.
     """
 
     series_id: str
@@ -95,6 +96,31 @@ class SeriesVerdict:
     code: str | None = None
     description: str = ""
     n_files: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The images of a DICOM series where they truly lie, one a slice, z index ascending.
+
+    Where they form no regular stack (gantry tilt, uneven distances) the series' volume was
+    resampled from them; objects that refer to images are carried back onto these.
+
+    Attributes:
+        files: source file of each; one file again and again for an enhanced CT.
+        numbers: frame in its file, from 0.
+        origins_mm: `(n, 3)` LPS of the first pixel of each.
+        axes: `(3, 3)`, columns: normal, down the rows, along the columns.
+        pixel_mm: between rows, between columns.
+        shape: rows, columns.
+    """
+
+    files: tuple[str, ...]
+    numbers: tuple[int, ...]
+    origins_mm: NDArray[np.float64]
+    axes: NDArray[np.float64]
+    pixel_mm: tuple[float, float]
+    shape: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -102,18 +128,18 @@ class Series:
     """A usable series.
 
     Attributes:
-        volume: HU on the scanner's own voxels.
+        volume: HU on the scanner's own voxels; on a regular grid around them where they form none.
         verdict: how it was read.
         tags: DICOM keywords (or `FileName`) with their text: evidence for the phase.
         assigned: the phase the user gave, if any.
-        files: source files in slice order, z index ascending; empty for NIfTI.
+        frames: the images it was made of; None for NIfTI.
     """
 
     volume: Volume
     verdict: SeriesVerdict
     tags: Mapping[str, str] = field(default_factory=dict)
     assigned: Phase | None = None
-    files: tuple[str, ...] = ()
+    frames: Frames | None = None
 
 
 @dataclass(frozen=True)

@@ -7,27 +7,32 @@ refused with a code and a remedy, and the other series go on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hepar.errors import InputRefused
-from hepar.io.dicom_headers import Damaged, Header, Scan, scan_files, walk_files
-from hepar.io.dicom_pixels import digest, quiet, read_hu, refuse_undecodable
-from hepar.io.dicom_split import Rejected, stacks_of
+from hepar.io.dicom_decoding import read_hu, refuse_undecodable
+from hepar.io.dicom_headers import Damaged, Directory, Header, Scan
+from hepar.io.dicom_pixels import digest, quiet
+from hepar.io.dicom_regular import regular
+from hepar.io.dicom_scan import ENHANCED_CT, scan_files, walk_files
+from hepar.io.dicom_split import Rejected, Rules, stacks_of
 from hepar.io.dicom_stack import Stack
 from hepar.io.hounsfield import implausible
 from hepar.io.refusal import refuse
-from hepar.study import Phase, Series, SeriesVerdict, Volume
+from hepar.study import Frames, Phase, Series, SeriesVerdict, Volume
 
 _CT = "1.2.840.10008.5.1.4.1.1.2"
-_ENHANCED_CT = (f"{_CT}.1", f"{_CT}.2")
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _IMAGE_MODALITIES = frozenset({"MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "OPT"})
 _NOT_A_SLICE = ("LOCALIZER", "SCOUT", "TOPOGRAM", "MIP", "MINIP", "MNIP")
 _NOTES = {
     "W_NO_RESCALE": "no rescale in the headers, the values were taken as HU because they look it",
     "W_MONOCHROME1": "the display is inverted (MONOCHROME1), the HU are not",
+    "W_LOSSY": "the images were compressed with losses",
+    "W_NO_PREAMBLE": "the files lack the DICOM preamble",
 }
 
 
@@ -39,7 +44,7 @@ class Reading:
         verdict: what became of it.
         volume: HU, for a usable or repaired series.
         tags: phase evidence.
-        files: source files in slice order.
+        frames: the images it was made of.
         error: the refusal, for a refused series.
         assigned: the phase the user gave.
     """
@@ -47,7 +52,7 @@ class Reading:
     verdict: SeriesVerdict
     volume: Volume | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
-    files: tuple[str, ...] = ()
+    frames: Frames | None = None
     error: InputRefused | None = None
     assigned: Phase | None = None
 
@@ -62,12 +67,12 @@ def read_dicom(folder: Path | str) -> tuple[tuple[Series, ...], tuple[SeriesVerd
         The usable series and a verdict on every series and damaged file.
 
     Raises:
-        InputRefused: `E_SEVERAL_PATIENTS`.
+        InputRefused: `E_MIXED_PATIENTS` or `E_DICOMDIR`.
     """
     root = Path(folder)
     with quiet():
         scan = scan_files(walk_files(root))
-        refuse_several_patients(scan.headers)
+        refuse_unsafe(scan.headers, scan.directories)
         return numbered(readings_of(scan, root))
 
 
@@ -78,45 +83,59 @@ def numbered(readings: Iterable[Reading]) -> tuple[tuple[Series, ...], tuple[Ser
         verdict = replace(reading.verdict, series_id=f"s{count}")
         verdicts.append(verdict)
         if reading.volume is not None:
-            tags, files = reading.tags, reading.files
-            series.append(Series(reading.volume, verdict, tags, reading.assigned, files))
+            tags, frames = reading.tags, reading.frames
+            series.append(Series(reading.volume, verdict, tags, reading.assigned, frames))
     return tuple(series), tuple(verdicts)
 
 
-def refuse_several_patients(headers: Sequence[Header]) -> None:
+def refuse_unsafe(headers: Sequence[Header], directories: Sequence[Directory]) -> None:
+    """Refuse a folder that may hold several patients, or whose index points outside of it.
+
+    Raises:
+        InputRefused: `E_MIXED_PATIENTS` or `E_DICOMDIR`.
+    """
+    for directory in directories:
+        for parts in directory.files:
+            if any(part in ("", ".", "..") or re.search(r"[/:\0]", part) for part in parts):
+                raise refuse("E_DICOMDIR", "The DICOMDIR names a file outside its folder.")
+    _refuse_several_patients(headers)
+
+
+def _refuse_several_patients(headers: Sequence[Header]) -> None:
     """Refuse images that are not surely of one patient.
 
     One PatientID, or none in a single study, is one patient. Several studies need a PatientID, and
     names and birth dates that do not contradict one another.
 
     Raises:
-        InputRefused: `E_SEVERAL_PATIENTS`.
+        InputRefused: `E_MIXED_PATIENTS`.
     """
     ids, names, births = ({h.patient[k] for h in headers if h.patient[k]} for k in range(3))
     studies = {h.study_uid for h in headers}
     if len(ids) > 1:
-        raise refuse("E_SEVERAL_PATIENTS", f"The files name {len(ids)} PatientIDs.")
+        raise refuse("E_MIXED_PATIENTS", f"The files name {len(ids)} PatientIDs.")
     if len(studies) <= 1:
         return
     if any(not h.patient[0] for h in headers):
         raise refuse(
-            "E_SEVERAL_PATIENTS",
+            "E_MIXED_PATIENTS",
             f"The files belong to {len(studies)} studies and not all name a patient.",
         )
     if len(names) > 1 or len(births) > 1:
         raise refuse(
-            "E_SEVERAL_PATIENTS",
+            "E_MIXED_PATIENTS",
             f"The files belong to {len(studies)} studies whose patients differ in name or birth "
             "date under one PatientID.",
         )
 
 
-def readings_of(scan: Scan, root: Path) -> list[Reading]:
+def readings_of(scan: Scan, root: Path, *, interpolate_gaps: bool = False) -> list[Reading]:
     """Read each series of a scan.
 
     Args:
         scan: headers found.
         root: folder that sources are named relative to.
+        interpolate_gaps: whether single lost slices may be made up from their neighbors.
 
     Returns:
         One reading for each stack, each rejection and each damaged file, in an order that does not
@@ -127,9 +146,10 @@ def readings_of(scan: Scan, root: Path) -> list[Reading]:
         # Stripped files that name no series are told apart by their folder.
         series = header.series_uid or str(header.path.parent)
         groups.setdefault((header.study_uid, series), []).append(header)
+    rules = Rules(digest, interpolate_gaps)
     readings = []
     for _, headers in sorted(groups.items(), key=lambda item: _series_order(item[1])):
-        readings.extend(_read_series(headers, scan.damaged, root))
+        readings.extend(_read_series(headers, scan.damaged, root, rules))
     for damaged in scan.damaged:
         error = refuse(damaged.code, f"{damaged.path.name} {damaged.reason}.")
         verdict = SeriesVerdict(
@@ -149,7 +169,9 @@ def _series_order(headers: list[Header]) -> tuple[int, str, str]:
     )
 
 
-def _read_series(headers: list[Header], damaged: list[Damaged], root: Path) -> list[Reading]:
+def _read_series(
+    headers: list[Header], damaged: list[Damaged], root: Path, rules: Rules
+) -> list[Reading]:
     """Readings of one SeriesInstanceUID."""
     readings = []
     slices = []
@@ -165,9 +187,12 @@ def _read_series(headers: list[Header], damaged: list[Damaged], root: Path) -> l
         if error is not None:
             readings.append(_refused(slices, error, root))
         else:
-            readings.extend(_read_part(part, root) for part in stacks_of(slices, digest))
+            readings.extend(_read_part(part, root) for part in stacks_of(slices, rules))
     for (code, reason), members in others.items():
-        if code:
+        if code == "E_NOT_CT":
+            # Pictures beside images are common and harmless; alone they are the reason.
+            readings.append(Reading(_verdict(members, root, "unused", reason, code)))
+        elif code:
             readings.append(_refused(members, refuse(code, f"{reason}."), root))
         else:
             readings.append(Reading(_verdict(members, root, "unused", reason, None)))
@@ -176,13 +201,16 @@ def _read_series(headers: list[Header], damaged: list[Damaged], root: Path) -> l
 
 def _why_not_a_slice(header: Header) -> tuple[str, str] | None:
     """`(code, reason)` for an image that is no CT slice; no code means unused, not unsafe."""
-    if header.sop_class in _ENHANCED_CT or (header.sop_class == _CT and header.frames > 1):
-        return "E_MULTIFRAME", "it is an enhanced (multi-frame) CT"
+    if header.damage:
+        return None
+    if header.sop_class == _CT and header.frames > 1:
+        return "E_MULTIFRAME", "several frames in a classic CT image"
     if header.sop_class.startswith(_SECONDARY_CAPTURE):
-        return "", "a secondary capture, not an acquisition"
-    is_ct = header.modality in ("CT", "") and header.sop_class in (_CT, "")
+        return "E_NOT_CT", "a secondary capture, not an acquisition"
+    known = (_CT, *ENHANCED_CT, "")
+    is_ct = header.modality in ("CT", "") and header.sop_class in known
     if not is_ct or not (header.modality or header.sop_class):
-        if header.modality in _IMAGE_MODALITIES or header.sop_class == _CT:
+        if header.modality in _IMAGE_MODALITIES or header.sop_class in known[:-1]:
             return "E_WRONG_MODALITY", f"the modality is {header.modality or 'unknown'}, not CT"
         return "", f"a DICOM object of modality {header.modality or 'unknown'}, not a CT image"
     kind = next((word for word in _NOT_A_SLICE if word in header.image_type), None)
@@ -190,6 +218,8 @@ def _why_not_a_slice(header: Header) -> tuple[str, str] | None:
         return "", f"ImageType says {kind}"
     if header.samples != 1:
         return "E_WRONG_MODALITY", "the images are in color"
+    if header.bits < 12:
+        return "E_NOT_CT", f"{header.bits} bits a pixel hold a picture, not HU"
     return None
 
 
@@ -197,7 +227,7 @@ def _whole_series_error(slices: list[Header], damaged: list[Damaged]) -> InputRe
     """Why no part of a series can be trusted, if so."""
     for header in slices:
         if header.damage:
-            return refuse("E_TRUNCATED", f"{header.damage}.")
+            return refuse(header.damage[0], f"{header.damage[1]}.")
         if header.rows < 1 or header.columns < 1:
             return refuse("E_TRUNCATED", f"{header.path.name} has no image matrix.")
     folders = {header.path.parent for header in slices}
@@ -219,32 +249,29 @@ def _read_part(part: Stack | Rejected, root: Path) -> Reading:
             return _refused(part.headers, part.error, root)
         return Reading(_verdict(part.headers, root, "unused", part.reason, part.code))
     try:
-        hu, notes = read_hu(part.headers)
+        hu, codes = read_hu(part.headers)
+        if part.placement is not None:
+            hu = regular(hu, part.placement)
         doubt = implausible(hu)
         if doubt is not None:
             raise refuse("E_HU_IMPLAUSIBLE", f"{doubt[0].upper()}{doubt[1:]}.")
     except InputRefused as error:
         return _refused(part.headers, error, root)
-    depth = f"{part.grid.spacing_mm[0]:.3f} mm apart"
-    said = (f"{len(part.headers)} slices {depth}", part.note, *(_NOTES[note] for note in notes))
-    reason = "; ".join(filter(None, said))
-    code = part.code or (notes[0] if notes else None)
-    status = "repaired" if part.repaired else "usable"
+    notes = (*part.notes, *((code, _NOTES[code]) for code in codes))
+    depth = f"{len(part.headers)} slices {part.grid.spacing_mm[0]:.3f} mm apart"
     first = min(part.headers, key=lambda h: (h.times["AcquisitionTime"], h.instance))
-    return Reading(
-        SeriesVerdict(
-            "",
-            _source(part.headers, root),
-            status,  # type: ignore[arg-type]
-            reason,
-            code,
-            first.tags.get("SeriesDescription", ""),
-            len(part.headers),
-        ),
-        Volume(hu, part.grid),
-        {**first.tags, "FolderName": _source(part.headers, root)},
-        tuple(str(h.path) for h in part.headers),
+    verdict = SeriesVerdict(
+        series_id="",
+        source=_source(part.headers, root),
+        status="repaired" if part.repaired else "usable",
+        reason="; ".join((depth, *(text for _, text in notes))),
+        code=notes[0][0] if notes else None,
+        description=first.tags.get("SeriesDescription", ""),
+        n_files=len({h.path for h in part.headers}),
+        notes=tuple(f"{code}: {text}" for code, text in notes),
     )
+    tags = {**first.tags, "FolderName": verdict.source}
+    return Reading(verdict, Volume(hu, part.grid), tags, part.frames)
 
 
 def _refused(headers: Sequence[Header], error: InputRefused, root: Path) -> Reading:

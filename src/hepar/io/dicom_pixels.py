@@ -1,4 +1,8 @@
-"""Stored pixels to HU, slice by slice: each has its own rescale and its own padding."""
+"""Stored pixels to HU, image by image: each has its own rescale and its own padding.
+
+Uncompressed pixels are read here. Compressed ones go through native decoders, which may crash or
+never end on damaged data: they run in a process of their own (`dicom_decoding`).
+"""
 
 from __future__ import annotations
 
@@ -15,17 +19,18 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.pixels import get_decoder
+from pydicom.pixels import iter_pixels
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from hepar.errors import InputRefused
-from hepar.io.dicom_headers import Header
+from hepar.io.dicom_headers import Image
 from hepar.io.hounsfield import AIR_HU, to_int16
+from hepar.io.lossless_jpeg import SYNTAXES as BY_GDCM
+from hepar.io.lossless_jpeg import decode_frame
 from hepar.io.refusal import refuse
 
 _MAX_THREADS = 4
 _MAX_SLOPE = 100.0
-_MAX_BYTES = 24 * 2**30
 # A declared padding value inside this range would erase tissue, so it is not believed.
 _TISSUE_HU = (-1000.0, 3000.0)
 
@@ -38,66 +43,58 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def digest(header: Header) -> str:
-    """SHA-256 of a file's stored pixels."""
+def digest(header: Image) -> str:
+    """SHA-256 of an image's stored pixels; of the whole file's for a frame, with its number."""
     data = _open(header)
-    return hashlib.sha256(bytes(data.PixelData)).hexdigest()
+    sha = hashlib.sha256(bytes(data.PixelData))
+    if header.frame is not None:
+        sha.update(str(header.frame).encode())
+    return sha.hexdigest()
 
 
-def refuse_undecodable(headers: Sequence[Header]) -> None:
-    """Refuse transfer syntaxes that cannot be decoded here.
-
-    Raises:
-        InputRefused: `E_UNSUPPORTED_SYNTAX`.
-    """
-    for syntax in sorted({h.syntax for h in headers if h.syntax}):
-        try:
-            usable = get_decoder(UID(syntax)).is_available
-        except NotImplementedError:
-            usable = False
-        if not usable:
-            name = UID(syntax).name
-            label = name if name == syntax else f"{name} ({syntax})"
-            raise refuse("E_UNSUPPORTED_SYNTAX", f"the transfer syntax {label} is not decoded.")
-
-
-def read_hu(headers: Sequence[Header]) -> tuple[NDArray[np.int16], tuple[str, ...]]:
-    """Decode a stack.
+def fill(volume: NDArray[np.int16], headers: Sequence[Image]) -> tuple[str, ...]:
+    """Decode images into a volume.
 
     Args:
-        headers: single-frame images of one matrix, in slice order.
+        volume: `(z, y, x)`, written to; below -1024 is made -1024.
+        headers: of one matrix, in slice order.
 
     Returns:
-        HU `(z, y, x)`, below -1024 made -1024, and notes on rescale or photometry.
+        Codes of what was noticed.
 
     Raises:
-        InputRefused: `E_TRUNCATED`, `E_DECODE`, `E_MALFORMED`, `E_BAD_RESCALE`,
-            `E_HU_IMPLAUSIBLE` or `E_MEMORY`, naming the file.
+        InputRefused: `E_TRUNCATED`, `E_DECODE`, `E_MALFORMED`, `E_BAD_RESCALE` or
+            `E_HU_IMPLAUSIBLE`, naming the file.
     """
-    first = headers[0]
-    size = 2 * len(headers) * first.rows * first.columns
-    if size > _MAX_BYTES:
-        raise refuse("E_MEMORY", f"the series declares {size / 2**30:.1f} GiB.")
-    volume = np.empty((len(headers), first.rows, first.columns), dtype=np.int16)
     notes: set[str] = set()
+    by_file: dict[str, list[int]] = {}
+    for index, header in enumerate(headers):
+        by_file.setdefault(str(header.path), []).append(index)
 
-    def load(index: int) -> None:
+    def load(indices: list[int]) -> None:
+        first = headers[indices[0]]
         try:
-            volume[index], said = _slice_hu(headers[index])
+            data = _open(first)
+            order = sorted(indices, key=lambda k: headers[k].frame or 0)
+            frames = _stored(data, first, [headers[k].frame or 0 for k in order])
+            for k, stored in zip(order, frames, strict=True):
+                volume[k], said = _hu(data, headers[k], stored)
+                notes.update(said)
         except InputRefused:
             raise
+        except MemoryError as error:
+            raise refuse("E_MEMORY", f"{first.path.name} needs too much memory.") from error
         except Exception as error:
-            name = headers[index].path.name
+            name = first.path.name
             raise refuse("E_MALFORMED", f"{name}: {type(error).__name__}: {error}.") from error
-        notes.update(said)
 
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(load, range(len(headers))):
+        for _ in pool.map(load, by_file.values()):
             pass
-    return volume, tuple(sorted(notes))
+    return tuple(sorted(notes))
 
 
-def _open(header: Header) -> Dataset:
+def _open(header: Image) -> Dataset:
     name = header.path.name
     try:
         data = pydicom.dcmread(header.path, force=True)
@@ -126,13 +123,41 @@ def _open(header: Header) -> Dataset:
     return data
 
 
-def _slice_hu(header: Header) -> tuple[NDArray[np.int16], set[str]]:
-    data = _open(header)
+def _stored(data: Dataset, header: Image, frames: Sequence[int]) -> Iterator[NDArray[Any]]:
+    """Stored values `(y, x)` of frames of one file, sign-extended from BitsStored."""
     name = header.path.name
-    stored = _decoded(data, header)
-    slope, intercept, notes = _rescale(data, name)
+    syntax = UID(str(data.file_meta.TransferSyntaxUID))
+    whole = int(data.get("NumberOfFrames") or 1)
+    need = header.rows * header.columns * whole * (int(data.get("BitsAllocated") or 16) // 8)
+    if not syntax.is_encapsulated and len(data.PixelData) < need:
+        raise refuse("E_TRUNCATED", f"{name} holds {len(data.PixelData)} of {need} pixel bytes.")
+    try:
+        if syntax in BY_GDCM:
+            decoded: Iterator[Any] = (decode_frame(data, frame) for frame in frames)
+        elif whole == 1:
+            decoded = iter((data.pixel_array,))
+        else:
+            decoded = iter_pixels(data, indices=list(frames))
+        for stored in decoded:
+            if stored.shape != (header.rows, header.columns):
+                raise refuse("E_DECODE", f"{name} decodes to {stored.shape}, not its own matrix.")
+            yield np.asarray(stored)
+    except InputRefused:
+        raise
+    except Exception as error:
+        # Decoders raise whatever their libraries do; all of it means that no pixel can be trusted.
+        raise refuse("E_DECODE", f"{name}: {error}.") from error
+
+
+def _hu(data: Dataset, header: Image, stored: NDArray[Any]) -> tuple[NDArray[np.int16], set[str]]:
+    name = header.path.name
+    slope, intercept, notes = _rescale(data, header)
     if str(data.get("PhotometricInterpretation", "")) == "MONOCHROME1":
         notes.add("W_MONOCHROME1")  # A display rule: HU stay as they are.
+    if str(data.get("LossyImageCompression", "")) == "01":
+        notes.add("W_LOSSY")
+    if not header.marked:
+        notes.add("W_NO_PREAMBLE")
     if slope == 1.0 and intercept.is_integer() and abs(intercept) < 2**24:
         hu: NDArray[Any] = stored.astype(np.int32) + np.int32(intercept)
     else:
@@ -145,29 +170,11 @@ def _slice_hu(header: Header) -> tuple[NDArray[np.int16], set[str]]:
     return to_int16(hu, name), notes
 
 
-def _decoded(data: Dataset, header: Header) -> NDArray[Any]:
-    """Stored values `(y, x)`, sign-extended from BitsStored."""
-    name = header.path.name
-    compressed = UID(str(data.file_meta.TransferSyntaxUID)).is_encapsulated
-    need = header.rows * header.columns * (int(data.get("BitsAllocated") or 16) // 8)
-    if not compressed and len(data.PixelData) < need:
-        raise refuse("E_TRUNCATED", f"{name} holds {len(data.PixelData)} of {need} pixel bytes.")
+def _number(value: object, keyword: str, name: str) -> float | None:
     try:
-        stored = data.pixel_array
-    except Exception as error:
-        # Decoders raise whatever their libraries do; all of it means that no pixel can be trusted.
-        raise refuse("E_DECODE", f"{name}: {error}.") from error
-    if stored.shape != (header.rows, header.columns):
-        raise refuse("E_DECODE", f"{name} decodes to {stored.shape}, not to its own matrix.")
-    return np.asarray(stored)
-
-
-def _number(data: Dataset, keyword: str, name: str) -> float | None:
-    try:
-        value = data.get(keyword)
         if value is None or value == "":
             return None
-        number = float(value)
+        number = float(str(value))
     except (TypeError, ValueError) as error:
         raise refuse("E_BAD_RESCALE", f"{name} has a {keyword} that is no number.") from error
     if not math.isfinite(number):
@@ -175,8 +182,14 @@ def _number(data: Dataset, keyword: str, name: str) -> float | None:
     return number
 
 
-def _rescale(data: Dataset, name: str) -> tuple[float, float, set[str]]:
-    slope, intercept = (_number(data, key, name) for key in ("RescaleSlope", "RescaleIntercept"))
+def _rescale(data: Dataset, header: Image) -> tuple[float, float, set[str]]:
+    name = header.path.name
+    keys = ("RescaleSlope", "RescaleIntercept")
+    try:
+        values = header.rescale or tuple(data.get(key) for key in keys)
+    except (TypeError, ValueError) as error:
+        raise refuse("E_BAD_RESCALE", f"{name} has a rescale that is no number.") from error
+    slope, intercept = (_number(value, key, name) for key, value in zip(keys, values, strict=True))
     if slope is not None and not 0 < slope <= _MAX_SLOPE:
         raise refuse("E_BAD_RESCALE", f"{name} has a RescaleSlope of {slope:g}.")
     notes = {"W_NO_RESCALE"} if slope is None or intercept is None else set()

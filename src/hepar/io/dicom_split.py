@@ -18,6 +18,7 @@ from hepar.io.dicom_headers import Header
 from hepar.io.dicom_stack import (
     MIN_SLICES,
     SAME_POSITION_MM,
+    Note,
     Stack,
     depth_mm,
     lacks_geometry,
@@ -28,6 +29,11 @@ from hepar.io.refusal import refuse
 
 _SAME_DIRECTION = 1e-3
 _MIN_SHARED_RANGE = 0.5
+# Of `Header.times`, those that count passes; the others are clocks.
+_NUMBERS = ("AcquisitionNumber", "StackID", "TemporalPositionIdentifier")
+# What tells acquisitions apart even where no two images share a position. ContentTime would not: it
+# is when an image was computed.
+_ACQUISITIONS = (*_NUMBERS, "AcquisitionTime")
 
 Digest = Callable[[Header], str]
 
@@ -42,12 +48,25 @@ class Rejected:
     error: InputRefused | None = None
 
 
-def stacks_of(headers: Sequence[Header], digest: Digest) -> list[Stack | Rejected]:
+@dataclass(frozen=True)
+class Rules:
+    """What splitting needs beside the headers.
+
+    Attributes:
+        digest: hash of an image's stored pixels; called only for images at one position.
+        interpolate_gaps: whether single lost slices may be made up from their neighbors.
+    """
+
+    digest: Digest
+    interpolate_gaps: bool = False
+
+
+def stacks_of(headers: Sequence[Header], rules: Rules) -> list[Stack | Rejected]:
     """Split the images of one series into stacks.
 
     Args:
         headers: CT images of one series, in any order.
-        digest: hash of a file's stored pixels; called only for images at one position.
+        rules: of the splitting.
 
     Returns:
         Every image in exactly one stack or rejection, except for copies that were left out.
@@ -59,10 +78,10 @@ def stacks_of(headers: Sequence[Header], digest: Digest) -> list[Stack | Rejecte
     results: list[Stack | Rejected] = []
     for cluster in clusters:
         if len(positions(cluster)) >= MIN_SLICES:
-            results.extend(_one_orientation(cluster, digest))
+            results.extend(_one_orientation(cluster, rules))
         elif len(clusters) > 1 and len(positions(clusters[0])) >= MIN_SLICES:
             reason = f"{len(cluster)} image(s) of another orientation in the series"
-            results.append(Rejected(tuple(cluster), reason, "W_OTHER_ORIENTATION"))
+            results.append(Rejected(tuple(cluster), reason, "W_DROPPED_SLICES"))
         else:
             reason = f"{len(cluster)} image(s) at {len(positions(cluster))} position(s)"
             results.append(Rejected(tuple(cluster), reason, "E_TOO_FEW_SLICES"))
@@ -88,51 +107,56 @@ def _by_orientation(headers: Sequence[Header]) -> list[list[Header]]:
     return clusters
 
 
-def _one_orientation(headers: list[Header], digest: Digest) -> list[Stack | Rejected]:
+def _one_orientation(headers: list[Header], rules: Rules) -> list[Stack | Rejected]:
     """Split by matrix and pixel size, allowed only where each part is a stack of its own."""
     groups: dict[Any, list[Header]] = {}
     for h in headers:
         sizes = tuple(round(s, 4) for s in h.pixel_spacing_mm or ())
         groups.setdefault((h.rows, h.columns, sizes), []).append(h)
     if len(groups) == 1:
-        return _passes(headers, digest)
-    parts = [result for group in groups.values() for result in _passes(group, digest)]
+        return _passes(headers, rules)
+    parts = [result for group in groups.values() for result in _passes(group, rules)]
     if all(isinstance(part, Stack) for part in parts):
         return parts
     mixed = ", ".join(f"{r} x {c} at {s} mm" for r, c, s in sorted(groups))
-    return [_rejected(headers, refuse("E_MIXED_GEOMETRY", f"the images mix {mixed}."))]
+    return [_rejected(headers, refuse("E_MIXED_MATRIX", f"the images mix {mixed}."))]
 
 
-def _passes(headers: list[Header], digest: Digest) -> list[Stack | Rejected]:
+def _passes(headers: list[Header], rules: Rules) -> list[Stack | Rejected]:
     """Split by time where several passes share positions or interleave; else one stack."""
     try:
-        kept, copies = _without_same_instance(headers, digest)
+        kept, copies = _without_same_instance(headers, rules.digest)
     except InputRefused as error:
         return [_rejected(headers, error)]
-    if _interleaved(kept):
-        return [_checked(part, copies) for part in _by_key(kept, "AcquisitionNumber")]
-    if len(positions(kept)) == len(kept):
-        return [_checked(kept, copies)]
-    for parts in _partitions(kept):
+    notes = _copies(copies)
+    alone = len(positions(kept)) == len(kept)
+    for parts, sign in _by_keys(kept, _ACQUISITIONS if alone else tuple(kept[0].times)):
         if len(parts) > 1 and all(_is_pass(part) for part in parts) and _share_range(parts):
-            return [_checked(part, copies) for part in parts]
-    kept, more = _without_equal_pixels(kept, digest)
+            return [_checked(part, rules, [*notes, *sign]) for part in parts]
+    if alone:
+        return [_checked(kept, rules, notes)]
+    for parts, sign in _by_order(kept):
+        if len(parts) > 1 and all(_is_pass(part) for part in parts) and _share_range(parts):
+            return [_checked(part, rules, [*notes, *sign]) for part in parts]
+    kept, more = _without_equal_pixels(kept, rules.digest)
     distinct = len(positions(kept))
     if len(kept) - distinct > distinct / 2:
         reason = f"{len(kept)} images at {distinct} positions cannot be told apart into passes."
         return [_rejected(headers, refuse("E_AMBIGUOUS_STACK", reason))]
-    return [_checked(kept, copies + more)]
+    return [_checked(kept, rules, _copies(copies + more))]
 
 
-def _checked(headers: Sequence[Header], copies: int = 0) -> Stack | Rejected:
+def _copies(count: int) -> list[Note]:
+    return [("W_DUP_INSTANCE", f"{count} identical image(s) left out")] if count else []
+
+
+def _checked(headers: Sequence[Header], rules: Rules, notes: Sequence[Note]) -> Stack | Rejected:
     try:
-        result = stack(headers)
+        result = stack(headers, interpolate_gaps=rules.interpolate_gaps)
     except InputRefused as error:
         return _rejected(headers, error)
-    if not copies:
-        return result
-    note = "; ".join(filter(None, (f"{copies} identical image(s) left out", result.note)))
-    return Stack(result.headers, result.grid, "W_DUPLICATE_SLICE", note, True)
+    repaired = result.repaired or any(code == "W_DUP_INSTANCE" for code, _ in notes)
+    return replace(result, notes=(*notes, *result.notes), repaired=repaired)
 
 
 def _is_pass(headers: Sequence[Header]) -> bool:
@@ -150,15 +174,27 @@ def _order(header: Header) -> tuple[str, str, int]:
     return header.times["AcquisitionTime"], header.times["ContentTime"], header.instance
 
 
-def _partitions(headers: list[Header]) -> Iterator[list[list[Header]]]:
-    """Ways to tell passes apart, the surest first."""
-    for key in headers[0].times:
-        yield _by_key(headers, key)
+def _by_keys(
+    headers: list[Header], keys: Sequence[str]
+) -> Iterator[tuple[list[list[Header]], list[Note]]]:
+    """Ways to tell passes apart by a tag, the surest first, each with what has to be said of it.
+
+    Acquisitions that lie between one another's slices are passes too, even where together they
+    happen to look like one finer stack; those side by side (step and shoot) share no range.
+    """
+    for key in keys:
+        sign = [("W_PHASE_BY_TIME", f"passes of one series were told apart by {key}")]
+        yield _by_key(headers, key), [] if key in _NUMBERS else sign
+
+
+def _by_order(headers: list[Header]) -> Iterator[tuple[list[list[Header]], list[Note]]]:
+    """Ways to tell passes that share positions apart by the order of their images."""
+    sign = [("W_PHASE_BY_ORDER", "passes of one series were told apart by the order of images")]
     # Order tells passes apart only where no two images tie; else file names would decide.
     if len({_order(h) for h in headers}) == len(headers):
-        yield _runs(sorted(headers, key=_order))
+        yield _runs(sorted(headers, key=_order)), sign
     if len({h.instance for h in headers}) == len(headers):
-        yield _runs(sorted(headers, key=lambda h: h.instance))
+        yield _runs(sorted(headers, key=lambda h: h.instance)), sign
 
 
 def _runs(ordered: list[Header]) -> list[list[Header]]:
@@ -195,18 +231,6 @@ def _share_range(parts: Sequence[Sequence[Header]]) -> bool:
     return True
 
 
-def _interleaved(headers: list[Header]) -> bool:
-    """Whether acquisitions that are stacks of their own lie between one another's slices.
-
-    Acquisitions side by side (step and shoot) are one volume; those that overlap are passes, even
-    where together they happen to look like one finer stack.
-    """
-    parts = _by_key(headers, "AcquisitionNumber")
-    if len(parts) < 2 or not all(_is_pass(part) for part in parts):
-        return False
-    return _share_range(parts)
-
-
 def _place(header: Header) -> int:
     return round(depth_mm(header) / SAME_POSITION_MM)
 
@@ -217,7 +241,7 @@ def _without_same_instance(headers: list[Header], digest: Digest) -> tuple[list[
     Equal pixels alone do not make a copy here: two passes through air may have them.
 
     Raises:
-        InputRefused: `E_DUPLICATE_SLICE` when one SOPInstanceUID names different images.
+        InputRefused: `E_UID_CONFLICT` when one SOPInstanceUID names different images.
     """
     counts = Counter(h.sop_uid for h in headers)
     first: dict[str, Header] = {}
@@ -231,7 +255,7 @@ def _without_same_instance(headers: list[Header], digest: Digest) -> tuple[list[
             kept.append(header)
         elif _place(other) != _place(header) or digest(other) != digest(header):
             names = f"{other.path.name} and {header.path.name}"
-            raise refuse("E_DUPLICATE_SLICE", f"{names} share a SOPInstanceUID and differ.")
+            raise refuse("E_UID_CONFLICT", f"{names} share a SOPInstanceUID and differ.")
     return kept, len(headers) - len(kept)
 
 

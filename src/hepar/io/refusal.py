@@ -11,24 +11,29 @@ REMEDIES: dict[str, str] = {
     "E_CORRUPT": "Copy or export the file again; its checksum does not match.",
     "E_MALFORMED": "Export the file again; its header cannot be parsed.",
     "E_BOMB": "Do not use this file; it inflates far beyond any CT image.",
-    "E_SLICE_GAP": "Export the series again with every slice.",
-    "E_NON_UNIFORM": "Reconstruct the series with one slice distance, or resample it by true "
-    "position first.",
+    "E_SLICE_GAP": "Export the series again with every slice; `--interpolate-gaps` makes up "
+    "single lost ones, and says so.",
     "E_DUPLICATE_SLICE": "Remove the wrong one of the two images, or export the series again.",
+    "E_UID_CONFLICT": "Find out which of the two images is right; a SOPInstanceUID names one.",
+    "E_BAD_UID": "Do not use these files; their UIDs are no UIDs.",
+    "E_DICOMDIR": "Do not use this folder; its DICOMDIR points outside of it.",
+    "E_NOT_CT": "Give the original CT images, not pictures of them.",
     "E_AMBIGUOUS_STACK": "Export each phase as a series of its own.",
-    "E_MIXED_GEOMETRY": "Export a series in which all images share one matrix and pixel spacing.",
-    "E_GANTRY_TILT": "Correct the tilt first (dcm2niix writes a corrected NIfTI) and give that.",
+    "E_MIXED_MATRIX": "Export a series in which all images share one matrix and pixel spacing.",
+    "E_MIXED_GEOMETRY": "Export a series whose images lie above one another, in one frame of "
+    "reference.",
     "E_NO_GEOMETRY": "Export the series with ImagePositionPatient, ImageOrientationPatient and "
     "PixelSpacing; they are never guessed.",
-    "E_MULTIFRAME": "Convert the enhanced (multi-frame) CT to NIfTI with dcm2niix, or export it as "
-    "classic CT Image Storage.",
-    "E_UNSUPPORTED_SYNTAX": "Export uncompressed, RLE or JPEG 2000, e.g. with `gdcmconv --raw`.",
+    "E_MULTIFRAME": "Export the series as enhanced CT or as one image a file; several frames in a "
+    "classic CT image have no places.",
+    "E_UNSUPPORTED_TS": "Export uncompressed, RLE, JPEG Lossless, JPEG-LS or JPEG 2000, e.g. with "
+    "`gdcmconv --raw`.",
     "E_DECODE": "Export the series again, uncompressed; its pixel data cannot be decoded.",
     "E_BAD_RESCALE": "Export the series again with its RescaleSlope and RescaleIntercept.",
     "E_HU_IMPLAUSIBLE": "Give the original CT in HU, not a mask and not a windowed, normalized or "
     "shifted copy.",
-    "E_SEVERAL_PATIENTS": "Give one patient's folder at a time.",
-    "E_TOO_FEW_SLICES": "Give a series of at least three slices that covers the liver.",
+    "E_MIXED_PATIENTS": "Give one patient's folder at a time.",
+    "E_TOO_FEW_SLICES": "Give a series of at least 8 slices and 40 mm that covers the liver.",
     "E_SEVERAL_SERIES": "Give the folder of exactly one series for each --phase.",
     "E_NOT_NIFTI": "Give a NIfTI file (.nii or .nii.gz).",
     "E_NDIM": "Give one 3D volume a file; split a 4D file first, one file a phase.",

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from hepar.errors import InputRefused, UsageError
-from hepar.io.dicom import Reading, numbered, readings_of, refuse_several_patients
-from hepar.io.dicom_headers import Header, Scan, read_header, scan_files, walk_files
+from hepar.io.dicom import Reading, numbered, readings_of, refuse_unsafe
+from hepar.io.dicom_headers import Scan
 from hepar.io.dicom_pixels import quiet
+from hepar.io.dicom_scan import scan_files, walk_files
 from hepar.io.hounsfield import implausible
 from hepar.io.nifti import is_nifti_name, read_nifti
 from hepar.io.refusal import REMEDIES, refuse
@@ -23,10 +24,16 @@ log = logging.getLogger(__name__)
 # Said of a study only when nothing more telling can be said.
 _LEAST_TELLING = ("E_WRONG_MODALITY", "E_TOO_FEW_SLICES")
 _MAX_TILT_FROM_AXIAL = 0.7
+_MIN_SLICES, _MIN_LENGTH_MM = 8, 39.9
 _MAX_LISTED = 12
 
 
-def read_study(source: Path | None, phases: Mapping[Phase, Path] | None = None) -> Study:
+def read_study(
+    source: Path | None,
+    phases: Mapping[Phase, Path] | None = None,
+    *,
+    interpolate_gaps: bool = False,
+) -> Study:
     """Read a patient's study.
 
     Args:
@@ -34,6 +41,7 @@ def read_study(source: Path | None, phases: Mapping[Phase, Path] | None = None) 
             mixed), or one DICOM file, which stands for its series. None when `phases` says all.
         phases: an explicit NIfTI file or one-series DICOM folder for a phase; these are not read
             again from `source`.
+        interpolate_gaps: make up single lost slices of a DICOM series from their neighbors.
 
     Returns:
         At least one usable series, explicit phases first, and a verdict on everything found.
@@ -41,7 +49,7 @@ def read_study(source: Path | None, phases: Mapping[Phase, Path] | None = None) 
     Raises:
         UsageError: `E_PHASE_TWICE`.
         InputRefused: no series can be used (the code is the most telling of the refusals, the
-            message lists each), an explicit phase cannot be used, or `E_SEVERAL_PATIENTS`.
+            message lists each), an explicit phase cannot be used, or `E_MIXED_PATIENTS`.
     """
     given = {phase: Path(path) for phase, path in (phases or {}).items()}
     if len({path.resolve() for path in given.values()}) < len(given):
@@ -52,13 +60,15 @@ def read_study(source: Path | None, phases: Mapping[Phase, Path] | None = None) 
         scans = {phase: _scan(path) for phase, path in given.items()}
         taken = _files_of(given.values())
         rest = _scan(Path(source), taken) if source is not None else ([], Scan())
-        headers = [h for _, scan in (*scans.values(), rest) for h in scan.headers]
-        refuse_several_patients(_distinct(headers))
+        found = [scan for _, scan in (*scans.values(), rest)]
+        headers = [h for scan in found for h in scan.headers]
+        refuse_unsafe(headers, [d for scan in found for d in scan.directories])
         readings: list[Reading] = []
         for phase, (niftis, scan) in scans.items():
-            readings.extend(_explicit(phase, given[phase], niftis, scan))
+            found_there = _all_readings(niftis, scan, given[phase], interpolate_gaps)
+            readings.extend(_explicit(phase, given[phase], found_there))
         if source is not None:
-            readings.extend(_all_readings(*rest, Path(source)))
+            readings.extend(_all_readings(*rest, Path(source), interpolate_gaps))
     readings = _without_needless_reformats(readings)
     series, verdicts = numbered(readings)
     if not series:
@@ -88,14 +98,14 @@ def _scan_file(path: Path) -> tuple[list[Path], Scan]:
     """A NIfTI file, or the series that one DICOM file belongs to."""
     if is_nifti_name(path):
         return [path], Scan()
-    found = read_header(path)
-    if not isinstance(found, Header):
-        scan = scan_files([path])
-        if scan.damaged:
-            return [], scan
+    alone = scan_files([path])
+    if not alone.headers:
+        if alone.damaged:
+            return [], alone
         raise refuse("E_NO_IMAGE", f"{path.name} is neither NIfTI nor DICOM.")
+    uid = alone.headers[0].series_uid
     scan = scan_files(_beside(path))
-    scan.headers = [h for h in scan.headers if h.series_uid == found.series_uid]
+    scan.headers = [h for h in scan.headers if h.series_uid == uid]
     return [], scan
 
 
@@ -112,18 +122,28 @@ def _files_of(paths: Iterable[Path]) -> frozenset[Path]:
     return frozenset(files)
 
 
-def _distinct(headers: Sequence[Header]) -> list[Header]:
-    return list({header.path: header for header in headers}.values())
-
-
-def _all_readings(niftis: Sequence[Path], scan: Scan, source: Path) -> list[Reading]:
+def _all_readings(
+    niftis: Sequence[Path], scan: Scan, source: Path, interpolate_gaps: bool
+) -> list[Reading]:
     root = source if source.is_dir() else source.parent
-    return [_nifti(path, root) for path in niftis] + readings_of(scan, root)
+    dicom = readings_of(scan, root, interpolate_gaps=interpolate_gaps)
+    return [_large_enough(r) for r in ([_nifti(path, root) for path in niftis] + dicom)]
 
 
-def _explicit(phase: Phase, path: Path, niftis: Sequence[Path], scan: Scan) -> list[Reading]:
+def _large_enough(reading: Reading) -> Reading:
+    """The reading, or its refusal where it cannot hold a liver."""
+    if reading.volume is None:
+        return reading
+    count, length = reading.volume.grid.shape[0], reading.volume.grid.extent_mm[0]
+    if count >= _MIN_SLICES and length >= _MIN_LENGTH_MM:
+        return reading
+    error = refuse("E_TOO_FEW_SLICES", f"{count} slice(s) over {length:.1f} mm.")
+    verdict = replace(reading.verdict, status="refused", reason=error.message, code=error.code)
+    return Reading(verdict, error=error)
+
+
+def _explicit(phase: Phase, path: Path, readings: list[Reading]) -> list[Reading]:
     """What lies where the user named a phase: exactly one usable series, which is assigned it."""
-    readings = _all_readings(niftis, scan, path)
     usable = [r for r in readings if r.volume is not None]
     if len(usable) > 1:
         names = ", ".join(r.verdict.description or r.verdict.source for r in usable)
@@ -160,7 +180,7 @@ def _without_needless_reformats(readings: list[Reading]) -> list[Reading]:
     """
     axial = [r for r in readings if r.volume is not None and _is_axial(r)]
     if not axial:
-        return readings
+        return [_said_not_axial(r) if r.volume is not None else r for r in readings]
     kept = []
     for reading in readings:
         if reading.volume is None or reading.assigned is not None or _is_axial(reading):
@@ -176,10 +196,17 @@ def _without_needless_reformats(readings: list[Reading]) -> list[Reading]:
     return kept
 
 
+def _said_not_axial(reading: Reading) -> Reading:
+    note = "W_NON_AXIAL: it is not axial, and there is no other"
+    verdict = reading.verdict
+    code = verdict.code or "W_NON_AXIAL"
+    return replace(reading, verdict=replace(verdict, code=code, notes=(*verdict.notes, note)))
+
+
 def _is_axial(reading: Reading) -> bool:
     """Whether a DICOM stack runs along the patient; NIfTI files hold what they were given."""
     assert reading.volume is not None
-    if not reading.files:
+    if reading.frames is None:
         return True
     return bool(np.abs(reading.volume.grid.matrix[2, 0]) > _MAX_TILT_FROM_AXIAL)
 
@@ -190,6 +217,10 @@ def _warnings(verdicts: Sequence[SeriesVerdict]) -> tuple[str, ...]:
         name = f"{verdict.series_id} ({verdict.description or verdict.source})"
         if verdict.status == "refused":
             warnings.append(f"W_SERIES_REFUSED: {name}: {verdict.code}: {verdict.reason}")
+        elif verdict.notes:
+            for note in verdict.notes:
+                code, _, words = note.partition(": ")
+                warnings.append(f"{code}: {name}: {words}")
         elif verdict.code is not None and verdict.code.startswith("W_"):
             warnings.append(f"{verdict.code}: {name}: {verdict.reason}")
     return tuple(warnings)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from hepar.data.importers.case import ImportedCase, Mask, RefusedCase, Role, Truth, phase_assumed
 from hepar.errors import InputRefused
-from hepar.io.dicom_headers import Header, read_header, walk_files
+from hepar.io.dicom_scan import scan_files, walk_files
 from hepar.io.nifti import is_nifti_name
 from hepar.io.phase_words import phase_of_text
 from hepar.io.refusal import refuse
@@ -147,9 +147,8 @@ def _kind(path: Path) -> tuple[str | None, str]:
 def _phase_of_series(folder: Path) -> tuple[Phase, str] | None:
     """The phase that the first DICOM header of a folder names."""
     for path in walk_files(folder):
-        header = read_header(path)
-        if isinstance(header, Header):
-            return phase_of_text(header.tags.get("SeriesDescription", ""))
+        if headers := scan_files([path]).headers:
+            return phase_of_text(headers[0].tags.get("SeriesDescription", ""))
     return None
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from hepar.data.importers.case import ImportedCase, Mask, RefusedCase, phase_assumed
 from hepar.geometry import Grid
-from hepar.io.dicom_headers import walk_files
+from hepar.io.dicom_scan import walk_files
 from hepar.io.refusal import refuse
 from hepar.study import Phase
 

@@ -16,8 +16,9 @@ from hepar.data.importers.lits import is_placeholder
 from hepar.data.importers.placing import doubts, place
 from hepar.geometry import Grid
 from hepar.io.dicom import read_dicom
-from hepar.io.dicom_headers import Header, read_header, walk_files
+from hepar.io.dicom_headers import Header
 from hepar.io.dicom_pixels import quiet
+from hepar.io.dicom_scan import scan_files, walk_files
 from hepar.io.hounsfield import implausible
 from hepar.io.nifti import read_label, read_nifti
 from hepar.io.refusal import REMEDIES, refuse
@@ -178,7 +179,13 @@ def read_image(path: Path) -> Image:
             code = str(told[0].code) if told else "E_NO_IMAGE"
             why = told[0].reason if told else "there is no CT series"
             raise refuse(code, f"{path.name}: {why}", "prepare")
-        return Image(series[0].volume, tuple(Path(f) for f in series[0].files))
+        frames = series[0].frames
+        regular = frames is not None and not any(
+            note.startswith(("W_GANTRY_TILT", "W_NON_UNIFORM")) for note in series[0].verdict.notes
+        )
+        # Masks drawn on images that were resampled belong to no slice of the volume.
+        files = tuple(Path(f) for f in frames.files) if frames is not None and regular else ()
+        return Image(series[0].volume, files)
     volume = read_nifti(path)
     doubt = implausible(volume.array)
     if doubt is not None:
@@ -192,11 +199,11 @@ def _dicom_mask(mask: Mask, image: Image) -> tuple[NDArray[np.bool_], str | None
     Where the positions do not tell, the names of the files do, if they are those of the image.
     """
     with quiet():
-        headers = [read_header(path) for path in walk_files(mask.path)]
-    slices = [h for h in headers if isinstance(h, Header)]
+        scan = scan_files(walk_files(mask.path))
+    slices = scan.headers
     grid = image.volume.grid
     flat = (grid.shape[1], grid.shape[2])
-    if len(slices) != len(headers) or len(slices) != grid.shape[0]:
+    if scan.damaged or scan.other or len(slices) != grid.shape[0]:
         raise refuse(
             "E_MASK_SLICES",
             f"{mask.name} has {len(slices)} slices, its image {grid.shape[0]}.",
