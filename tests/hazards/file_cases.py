@@ -20,7 +20,8 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
     generate_uid,
 )
-from synthetic_dicom import COMPRESSORS, Scene, Storage, enhanced, save, stack
+from synthetic_dicom import Scene, Storage, enhanced, save, stack
+from transfer_syntaxes import COMPRESSORS
 
 _SIGNED_HU = Storage(signed=True, intercept=0.0)
 _ONE = 5  # The image of the twelve that is damaged.

@@ -13,20 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lossless_frames import jpeg_lossless, jpeg_ls
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import (
     CTImageStorage,
     EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    RLELossless,
     generate_uid,
 )
 from pydicom.valuerep import format_number_as_ds
@@ -274,41 +267,6 @@ def save(slices: Iterable[Slice], folder: Path, names: Sequence[str] | None = No
         paths.append(folder / (names[k] if names else f"i{k:04d}.dcm"))
         one.data.save_as(paths[-1], enforce_file_format=True)
     return paths
-
-
-# --- Transfer syntaxes -----------------------------------------------------------------------
-
-
-def _by_pydicom(syntax: str, plugin: str) -> Callable[[FileDataset], None]:
-    def compress(data: FileDataset) -> None:
-        data.compress(syntax, encoding_plugin=plugin, generate_instance_uid=False)
-
-    return compress
-
-
-def _by_frames(
-    syntax: str, encode: Callable[[NDArray[np.uint16], int], bytes]
-) -> Callable[[FileDataset], None]:
-    def compress(data: FileDataset) -> None:
-        frames = np.frombuffer(data.PixelData, "<u2").reshape(-1, data.Rows, data.Columns)
-        data.PixelData = encapsulate([encode(frame, data.BitsStored) for frame in frames])
-        data["PixelData"].VR = "OB"
-        data["PixelData"].is_undefined_length = True
-        data.file_meta.TransferSyntaxUID = syntax
-
-    return compress
-
-
-COMPRESSORS: dict[str, Callable[[FileDataset], None]] = {
-    "RLE": _by_pydicom(RLELossless, "pydicom"),
-    "JPEG2000": _by_pydicom(JPEG2000Lossless, "pylibjpeg"),
-    "JPEG-LS": _by_frames(JPEGLSLossless, jpeg_ls),
-    "JPEG-SV1": _by_frames(JPEGLosslessSV1, lambda f, bits: jpeg_lossless(f, bits, 1)),
-    **{
-        f"JPEG-P14-{p}": _by_frames(JPEGLossless, lambda f, bits, p=p: jpeg_lossless(f, bits, p))  # type: ignore[misc]
-        for p in range(1, 8)
-    },
-}
 
 
 # --- Enhanced CT -----------------------------------------------------------------------------
