@@ -151,11 +151,12 @@ def as_files(drawn: Draw, volumes: list[list[Slice]], syntax: str | None = None)
     else:
         files = [one for slices in volumes for one in slices]
     for one in files:
-        _store(one, syntax or drawn.syntax)
+        store(one, syntax or drawn.syntax)
     return files
 
 
-def _store(one: Slice, syntax: str) -> None:
+def store(one: Slice, syntax: str) -> None:
+    """Put the file of an image into a transfer syntax of `SYNTAXES`."""
     data = one.data
     if syntax in COMPRESSORS:
         COMPRESSORS[syntax](data)

@@ -19,7 +19,7 @@ from hepar.stages.read import read_study
 HERE = Path(__file__).parent
 QUICK, FULL, BATCH = 200, 3_000, 400
 _MAX_PEAK_KIB = 1 << 20
-# Cannot be told from another scan: measured 1 in 20, of which most are pixels themselves.
+# Cannot be told from another scan: 47 of 3,000 where only uncompressed and RLE files were read.
 _MAX_LEGITIMATE = 0.15
 
 

@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from file_cases import FILE_CASES, jpeg_ls_of_twelve_bits_signed
 from hazard_case import Case
+from more_cases import MORE_CASES, tilted
 from reading_truth import misplaced, resampled_wrong
 from study_cases import STUDY_CASES, native_called_portal_venous, portal_venous_alone
 from synthetic_dicom import (
@@ -124,6 +125,17 @@ def test_property_a_harmful_file_is_set_aside_and_the_study_is_right(
     assert [verdict.code for verdict in refused] == [case.house_code]
 
 
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in MORE_CASES])
+def test_property_a_case_beside_the_catalogue(case: Case, tmp_path: Path) -> None:
+    scene = case.build(tmp_path / "study")
+    if case.outcome == "refused":
+        assert refusal(tmp_path / "study").code == case.house_code
+    elif case.resampled:
+        assert resampled_fault(read_study(tmp_path / "study"), scene.volumes[0]) is None
+    else:
+        assert fault(read_study(tmp_path / "study"), scene) is None
+
+
 # --- What the catalogue says beyond a code -----------------------------------------------------
 
 
@@ -175,9 +187,7 @@ def test_property_GE04_one_uid_for_two_images_is_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize("degrees", [-20.0, 4.0, 30.0])
 @pytest.mark.parametrize("multi", [False, True], ids=["classic", "enhanced"])
 def test_property_GE09_any_tilt(degrees: float, multi: bool, tmp_path: Path) -> None:
-    cos, sin = float(np.cos(np.deg2rad(degrees))), float(np.sin(np.deg2rad(degrees)))
-    turned = (1.0, 0.0, 0.0, 0.0, cos, -sin)
-    slices = [ct_slice(k, Place((-24.0, -32.0, 3.0 * k), turned)) for k in range(24)]
+    slices = tilted(degrees)
     save([enhanced(slices)] if multi else slices, tmp_path / "study")
     study = read_study(tmp_path / "study")
     assert resampled_fault(study, slices) is None
@@ -321,20 +331,6 @@ def test_property_FI13_a_compressed_enhanced_file_is_read_frame_by_frame(
     COMPRESSORS[syntax](one_file.data)
     save([one_file], tmp_path / "study")
     assert fault(read_study(tmp_path / "study"), Scene([slices])) is None
-
-
-@pytest.mark.parametrize("varies", ["slope", "acquisition"])
-def test_property_FI13_frames_have_rescale_and_acquisition_of_their_own(
-    varies: str, tmp_path: Path
-) -> None:
-    if varies == "slope":
-        slices = stack(storage=lambda k: Storage(slope=(1.0, 0.5, 0.25)[k % 3]))
-        scene = Scene([slices])
-    else:
-        first, second = stack(), stack(acquisition=2, marker_hu=200)
-        slices, scene = [*first, *second], Scene([first, second])
-    save([enhanced(slices)], tmp_path / "study")
-    assert fault(read_study(tmp_path / "study"), scene) is None
 
 
 def _noisy(storage: Storage) -> list[Slice]:
