@@ -11,11 +11,11 @@ is given ten seconds a case.
 A result is right when every volume is there and every pixel of the images has one voxel, within
 0.01 mm of its place (what the case allows, where positions are noisy), with its HU; interpolated
 results of a tilted gantry or uneven distances are judged away from borders. Anything else that is
-returned without an exception is wrong, whatever was printed. A refusal is typed when its class belongs
-to the reader (`HeparError`, `dicom2nifti.exceptions`, `pydicom.errors`); SimpleITK knows only
+returned without an exception is wrong, whatever was printed. A refusal is typed when its class is
+the reader's own (`HeparError`, `dicom2nifti.exceptions`, `pydicom.errors`); SimpleITK knows only
 RuntimeError. Cases where a faithful reader returns what the file says and it is hazardous (padding,
 a missing intercept, 8-bit captures) are marked `policy`; MR and hostile names count as right where
-the voxels are.
+the voxels are. python-gdcm, which dicom2nifti brings, decodes JPEG for the loop as well.
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ def work(reader: str) -> None:
             typed = home.startswith(("hepar", "dicom2nifti", "pydicom.errors"))
             code = getattr(error, "code", "")
             answer = {"error": f"{type(error).__name__} {code}".strip(), "typed": typed}
-            answer["message"] = str(error).splitlines()[0][:160] if str(error) else ""
+            message = str(error).replace(folder, "FOLDER").replace(str(Path(folder).parent), "")
+            answer["message"] = message.splitlines()[0][:160] if message else ""
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -10,7 +10,8 @@ from hazard_case import Case, lone
 from random_series import store
 from synthetic_dicom import Place, Scene, Slice, Storage, ct_slice, enhanced, save, stack
 
-_DISTANCES_MM = (*range(0, 24, 3), *range(24, 66, 6))
+# Less than half as much again: no slice is missing, the distance changes.
+DEPTHS_MM = (*(4.0 * k for k in range(8)), *(32 + 5.5 * k for k in range(7)))
 
 
 def plain(folder: Path) -> Scene:
@@ -19,8 +20,8 @@ def plain(folder: Path) -> Scene:
 
 
 def two_distances(folder: Path) -> Scene:
-    """Slices 3 mm apart, then 6 mm."""
-    return lone(stack(depths_mm=_DISTANCES_MM), folder)
+    """Slices 4 mm apart, then 5.5 mm."""
+    return lone(stack(depths_mm=DEPTHS_MM), folder)
 
 
 def stored_as(syntax: str) -> Callable[[Path], Scene]:

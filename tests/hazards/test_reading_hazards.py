@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from file_cases import FILE_CASES, jpeg_ls_of_twelve_bits_signed
 from hazard_case import Case
-from more_cases import MORE_CASES, tilted
+from more_cases import DEPTHS_MM, MORE_CASES, tilted
 from reading_truth import misplaced, resampled_wrong
 from study_cases import STUDY_CASES, native_called_portal_venous, portal_venous_alone
 from synthetic_dicom import (
@@ -204,8 +204,7 @@ def test_property_GE09_a_tag_of_tilt_on_upright_images_changes_nothing(tmp_path:
 def test_property_non_uniform_distances_are_read_by_true_position(
     multi: bool, tmp_path: Path
 ) -> None:
-    depths_mm = [*range(0, 24, 3), *range(24, 66, 6)]
-    slices = stack(depths_mm=depths_mm)
+    slices = stack(depths_mm=DEPTHS_MM)
     save([enhanced(slices)] if multi else slices, tmp_path / "study")
     study = read_study(tmp_path / "study")
     assert resampled_fault(study, slices) is None
