@@ -308,5 +308,5 @@ FILE_CASES = (
     Case("FI15", "REJECT", "E_BOMB", deflate_bomb, "set aside"),
     Case("FI16", "HANDLE", "", program_in_preamble),
     Case("FI17", "HANDLE", "", links_and_pipes),
-    Case("FI18", "ERROR", "E_DICOMDIR", escaping_directory, "set aside"),
+    Case("FI18", "ERROR", "E_DICOMDIR", escaping_directory, "refused"),
 )

@@ -9,16 +9,6 @@ from typing import Literal
 
 from synthetic_dicom import Scene, Slice, save
 
-# Where the product had a name for a thing before the catalogue gave it one, the product's stays.
-HOUSE_CODES = {
-    "E_MIXED_PATIENTS": "E_SEVERAL_PATIENTS",
-    "W_DUP_INSTANCE": "W_DUPLICATE_SLICE",
-    "E_UID_CONFLICT": "E_DUPLICATE_SLICE",
-    "W_DROPPED_SLICES": "W_OTHER_ORIENTATION",
-    "E_MIXED_MATRIX": "E_MIXED_GEOMETRY",
-    "E_UNSUPPORTED_TS": "E_UNSUPPORTED_SYNTAX",
-}
-
 Outcome = Literal["read", "refused", "set aside"]
 
 
@@ -44,11 +34,6 @@ class Case:
     outcome: Outcome = "read"
     tolerance_mm: float = 0.01
     resampled: bool = False
-
-    @property
-    def house_code(self) -> str:
-        """The code the product says."""
-        return HOUSE_CODES.get(self.code, self.code)
 
 
 def lone(slices: list[Slice], folder: Path, names: list[str] | None = None) -> Scene:
