@@ -19,7 +19,7 @@ BEGIN, END = "<!-- tree -->\n", "<!-- /tree -->"
 
 FLAGS = {
     "segment": {"--out", "--phase", "--model", "--probabilities", "--device", "--quiet", "--json"},
-    "inspect": {"--phase", "--quiet", "--json"},
+    "inspect": {"--out", "--phase", "--quiet", "--json"},
     "phantom": {
         *("--out", "--patients", "--seed", "--cohort", "--formats", "--check", "--quiet"),
     },

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +16,13 @@ from rich.markup import escape
 from rich.status import Status
 
 from hepar.errors import HeparError
+from hepar.study import PHASE_ORDER, Phase
 
 if TYPE_CHECKING:
-    from hepar.study import Findings, PhasedStudy, Study
+    from hepar.io.ingest import Finding, Ingest, IngestSeries
+    from hepar.study import Findings
+
+_NARROWEST = 40
 
 
 class Steps:
@@ -71,43 +77,78 @@ def format_number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def inspection_rows(study: Study, phased: PhasedStudy | None) -> list[dict[str, Any]]:
-    """What `inspect` says of each series, as plain data; phases where they could be told."""
-    grids = {s.verdict.series_id: s.volume.grid for s in study.series}
-    readings = {r.series_id: r for r in phased.readings} if phased else {}
-    rows = []
-    for verdict in study.verdicts:
-        grid, reading = grids.get(verdict.series_id), readings.get(verdict.series_id)
-        rows.append(
-            {
-                "series": verdict.series_id,
-                "source": verdict.source,
-                "description": verdict.description,
-                "status": verdict.status,
-                "reason": verdict.reason,
-                "code": verdict.code,
-                "files": verdict.n_files,
-                "shape_zyx": list(grid.shape) if grid else None,
-                "spacing_mm_zyx": [round(v, 4) for v in grid.spacing_mm] if grid else None,
-                "phase": str(reading.phase) if reading else None,
-                "phase_confidence": reading.confidence if reading else None,
-                "phase_reason": reading.reason if reading else None,
-            }
-        )
-    return rows
+def format_inspection(document: Ingest, width: int | None = None) -> str:
+    """What was found in a study, as text.
+
+    Args:
+        document: of the study.
+        width: columns to wrap at; those of the terminal by default, 100 where there is none.
+    """
+    if width is None:
+        width = shutil.get_terminal_size((100, 24)).columns
+    lines: list[str] = []
+    for row in document.series:
+        lines += _series_lines(row, document.findings, max(width, _NARROWEST))
+    for phase in PHASE_ORDER:
+        for row in document.series:
+            if row.phase == str(phase):
+                mark = " (reference: the results lie on its voxels)" if row.reference else ""
+                lines.append(f"{phase.long_name}: {row.id}{mark}")
+    known = {row.id for row in document.series}
+    rest = [f for f in document.findings if f.series not in known]
+    if document.error:
+        rest = rest[1:]  # `complain` says it, on stderr
+    for finding in rest:
+        lines += _finding_lines(finding, "", max(width, _NARROWEST))
+    files = document.files
+    if files.n_dropped:
+        total = files.n_used + files.n_dropped
+        lines.append(f"{files.n_used} of {total} files used")
+        lines += [
+            line
+            for one in files.dropped
+            if one.series is None
+            for line in _wrapped(f"{one.n_files}: {one.reason}", "  ", max(width, _NARROWEST))
+        ]
+    return "".join(f"{line}\n" for line in lines)
 
 
-def format_inspection(rows: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> str:
-    """The series of a study as text."""
-    lines = []
-    for row in rows:
-        size = f"  {row['shape_zyx']} at {row['spacing_mm_zyx']} mm" if row["shape_zyx"] else ""
-        named = f" ({row['description']})" if row["description"] else ""
-        lines.append(f"{row['series']}{named}: {row['status']}: {row['reason']}{size}")
-        if row["phase"]:
-            sure = f"{row['phase_confidence']:.2f}"
-            lines.append(f"  {row['phase']} ({sure}): {row['phase_reason']}")
-    return "".join(f"{line}\n" for line in (*lines, *warnings))
+def _series_lines(row: IngestSeries, findings: Sequence[Finding], width: int) -> list[str]:
+    """One series: what it is, where it lies, what speaks for its phase, and every code."""
+    named = f" ({row.description or row.source})" if row.description or row.source else ""
+    phase = f"{Phase(row.phase).long_name} ({row.confidence:.2f})" if row.phase else ""
+    lines = _wrapped(", ".join(filter(None, (f"{row.id}{named}: {row.status}", phase))), "", width)
+    if row.geometry:
+        shape = " x ".join(map(str, row.geometry.shape_zyx))
+        spacing = " x ".join(f"{s:.4g}" for s in row.geometry.spacing_mm_zyx)
+        size = f"{shape} voxels of {spacing} mm, {row.geometry.plane}; {row.n_files} file(s)"
+        lines += _wrapped(size, "  ", width)
+    if row.evidence:
+        lines += _wrapped(row.evidence, "  ", width)
+    if not row.code and not row.geometry:
+        lines += _wrapped(f"{row.reason}; {row.n_files} file(s)", "  ", width)
+    for finding in findings:
+        if finding.series == row.id:
+            lines += _finding_lines(finding, "  ", width)
+    return lines
+
+
+def _finding_lines(finding: Finding, indent: str, width: int) -> list[str]:
+    place = "" if finding.file_index is None else f" (file {finding.file_index})"
+    lines = _wrapped(f"{finding.code}{place}: {finding.message}", indent, width)
+    if finding.remedy and finding.level != "HANDLE":
+        lines += _wrapped(f"remedy: {finding.remedy}", f"{indent}  ", width)
+    return lines
+
+
+def _wrapped(text: str, indent: str, width: int) -> list[str]:
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}  ",
+        break_on_hyphens=False,
+    )
 
 
 def format_prepared(document: dict[str, Any], out: Path) -> str:

@@ -6,6 +6,11 @@ remedy. The exit code belongs to the family, so scripts can branch on it.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hepar.study import SeriesVerdict
+
 EXIT_OK = 0
 EXIT_USAGE = 2
 EXIT_INPUT_REFUSED = 10
@@ -55,9 +60,14 @@ class UsageError(HeparError):
 
 
 class InputRefused(HeparError):
-    """The study, mask or cohort cannot be used safely (exit 10)."""
+    """The study, mask or cohort cannot be used safely (exit 10).
+
+    Attributes:
+        verdicts: what became of each series, where a whole study is refused after they were read.
+    """
 
     exit_code = EXIT_INPUT_REFUSED
+    verdicts: tuple[SeriesVerdict, ...] = ()
 
 
 class BatchPartlyFailed(HeparError):

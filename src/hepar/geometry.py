@@ -20,6 +20,8 @@ Array = NDArray[Any]
 
 # Columns: the LPS unit vectors of the z, y and x axes of an axial array.
 _AXIAL = (0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0)
+# Where world z, y and x run forwards, and where backwards.
+_LETTERS = (("S", "I"), ("P", "A"), ("L", "R"))
 
 
 def _triple(values: Any) -> Triple:
@@ -231,6 +233,22 @@ def _orientation(grid: Grid) -> tuple[Index, tuple[bool, bool, bool]]:
     order = best[0]
     z, y, x = (bool(rows[k, axis] < 0) for k, axis in enumerate(order))
     return order, (z, y, x)
+
+
+def orientation_of(grid: Grid) -> tuple[str, float]:
+    """How a grid lies in the patient, in words that people use.
+
+    Args:
+        grid: any.
+
+    Returns:
+        The letters towards which z, y and x run, each of L, R, P, A, S, I (an axial series from the
+        feet upwards is `SPL`), and the largest angle in degrees between an axis and its letter.
+    """
+    order, flips = _orientation(grid)
+    letters = {axis: pair[flip] for axis, flip, pair in zip(order, flips, _LETTERS, strict=True)}
+    cosine = min(abs(float(grid.matrix[2 - k, axis])) for k, axis in enumerate(order))
+    return "".join(letters[axis] for axis in range(3)), float(np.degrees(np.arccos(min(1, cosine))))
 
 
 def canonical(array: Array, grid: Grid) -> tuple[Array, Grid]:

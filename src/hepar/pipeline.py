@@ -9,6 +9,7 @@ from pathlib import Path
 from hepar.infer.bundle import Bundle
 from hepar.infer.tiling import Tiling
 from hepar.io.atomic import staged_folder
+from hepar.io.ingest import listing
 from hepar.io.stale import set_aside
 from hepar.provenance import Provenance
 from hepar.stages.diagnose import diagnose
@@ -101,5 +102,6 @@ class Pipeline:
                     staged,
                     probabilities=probabilities,
                     run=provenance.as_dict(),
+                    files=listing(source, stated),
                 )
         return findings

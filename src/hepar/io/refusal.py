@@ -1,8 +1,16 @@
-"""The refusals of the reading doors: one remedy a code, so that every door says the same."""
+"""What may be said of a patient: every refusal of the reading doors, every warning of a run.
+
+One entry a code, so that every door, the page and the console say the same.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 from hepar.errors import InputRefused
+
+Level = Literal["HANDLE", "WARN", "ERROR", "REJECT"]
 
 REMEDIES: dict[str, str] = {
     "E_NO_IMAGE": "Give a CT as a DICOM folder or as .nii / .nii.gz.",
@@ -61,9 +69,190 @@ REMEDIES: dict[str, str] = {
     "E_ALIGN_MASKS": "Give masks of every phase (art_label.nii.gz, ...), or another --align.",
     "E_SAME_SCAN": "Leave the case out; with it, what is tested on would be trained on.",
     "E_MEMORY": "Crop the volume, or use a machine with more memory.",
+    "E_PHASES_UNKNOWN": "Name at least one phase, e.g. `--phase pv=PATH` (nc, art, pv, dl).",
 }
+
+# Input that looks made to do harm; every other refusal is an ERROR.
+HARMFUL = frozenset({"E_ARCHIVE", "E_BOMB"})
 
 
 def refuse(code: str, message: str, stage: str = "read") -> InputRefused:
     """The refusal with a code's own remedy, to be raised by the caller."""
     return InputRefused(code, stage, message, REMEDIES[code])
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What a warning code says.
+
+    Attributes:
+        level: HANDLE, the result is right and nothing needs doing; WARN, a person has to look.
+        title: a few words, as a heading.
+        meaning: one sentence: what was found, and what became of it.
+        remedy: what the user can do about it.
+        stage: the stage that warns.
+    """
+
+    level: Literal["HANDLE", "WARN"]
+    title: str
+    meaning: str
+    remedy: str
+    stage: str = "read"
+
+
+WARNINGS: dict[str, Notice] = {
+    "W_SERIES_REFUSED": Notice(
+        "WARN",
+        "Series refused",
+        "One series cannot be used; the others go on.",
+        "See the series' own code.",
+    ),
+    "W_DUPLICATE_SLICE": Notice(
+        "HANDLE",
+        "Identical images",
+        "Images are there twice, pixel by pixel; one of each is read.",
+        "Nothing needs doing.",
+    ),
+    "W_SPACING_NOISE": Notice(
+        "WARN",
+        "Uneven slice distances",
+        "Slices lie up to 5 % of their distance off an even one; one distance is fitted to all.",
+        "Export the series again if positions were rounded on the way.",
+    ),
+    "W_OTHER_ORIENTATION": Notice(
+        "WARN",
+        "Images of another orientation",
+        "A few images of the series are turned; they are left aside.",
+        "Look whether they are a localizer; if not, export the series again.",
+    ),
+    "W_NON_AXIAL": Notice(
+        "WARN",
+        "Series that is not axial",
+        "A coronal or sagittal series beside an axial one is taken for a reformat and left aside.",
+        "Name it with `--phase` if it is an acquisition of its own.",
+    ),
+    "W_NO_RESCALE": Notice(
+        "HANDLE",
+        "No rescale in the headers",
+        "RescaleSlope or RescaleIntercept is absent; the values look like HU and are taken so.",
+        "Export the series with its rescale.",
+    ),
+    "W_MONOCHROME1": Notice(
+        "HANDLE",
+        "Inverted display",
+        "The images ask to be shown inverted (MONOCHROME1); HU stay as they are.",
+        "Nothing needs doing.",
+    ),
+    "W_SEVERAL_STUDIES": Notice(
+        "WARN",
+        "Several studies",
+        "The series of one patient come from several studies, perhaps of different days.",
+        "Give one study at a time unless they belong together.",
+    ),
+    "W_BURNED_IN": Notice(
+        "WARN",
+        "Text in the pixels",
+        "BurnedInAnnotation is YES: the images may show a name, so no preview is made of them.",
+        "Export the series without annotations.",
+    ),
+    "W_PHASE_ASSUMED": Notice(
+        "WARN",
+        "Phase assumed",
+        "Nothing says which phase the only series is.",
+        "Name it, e.g. `--phase art=PATH`.",
+        "phases",
+    ),
+    "W_PHASE_TAG_CONFLICT": Notice(
+        "WARN",
+        "Conflicting evidence for a phase",
+        "Two sources name different phases; the more trusted one is followed, less sure.",
+        "Name the phase, e.g. `--phase art=PATH`.",
+        "phases",
+    ),
+    "W_SERIES_UNUSED": Notice(
+        "WARN",
+        "Series without a phase",
+        "Nothing says which phase a series is, beside series whose phase is known; it is left "
+        "aside.",
+        "Name it, e.g. `--phase dl=PATH`.",
+        "phases",
+    ),
+    "W_DUPLICATE_PHASE": Notice(
+        "WARN",
+        "Two series of one phase",
+        "One is used: more evidence, else larger coverage, softer kernel, thinner slices.",
+        "Name the other with `--phase` if it is the better one.",
+        "phases",
+    ),
+    "W_REG_REJECTED": Notice(
+        "WARN",
+        "Phase not registered",
+        "Moving a phase onto the reference made it no better; world coordinates alone decide.",
+        "Compare the phases in the report's pictures before trusting HU of that phase.",
+        "register",
+    ),
+    "W_PHASE_COVERAGE": Notice(
+        "WARN",
+        "Phase covers only part of the body",
+        "The phase does not reach everywhere that the reference does; it is empty elsewhere.",
+        "Give a longer series of that phase if there is one.",
+        "register",
+    ),
+    "W_LIVER_TRUNCATED": Notice(
+        "WARN",
+        "Liver cut by the field of view",
+        "The liver touches the first or last slice; its volume is a lower bound.",
+        "Give a series that covers the whole liver.",
+        "liver",
+    ),
+    "W_LIVER_VOLUME": Notice(
+        "WARN",
+        "Unusual liver volume",
+        "The liver found is smaller or larger than nearly all are.",
+        "Look at its outline in the report.",
+        "liver",
+    ),
+    "W_LIVER_STREAKS": Notice(
+        "WARN",
+        "Streaks through the liver",
+        "Noise is drawn out from left to right, as beside arms; lesions there may be artifacts.",
+        "Look at the lesions in those slices.",
+        "liver",
+    ),
+    "W_OOD": Notice(
+        "WARN",
+        "A liver unlike any",
+        "The liver looks like none the networks were made for; results may be worthless.",
+        "Do not rely on the result.",
+        "liver",
+    ),
+    "W_LIVER_OUTLINE": Notice(
+        "WARN",
+        "Doubtful outline of the liver",
+        "The two networks disagree about the liver; the coarse mask is kept.",
+        "Look at the outline and the lesions near it.",
+        "tumor",
+    ),
+    "W_MEMORY": Notice(
+        "WARN",
+        "Memory ended",
+        "A network ran out of memory and went on in smaller pieces.",
+        "Use a machine with more memory if windows were cut.",
+        "liver, tumor",
+    ),
+}
+
+
+def level_of(code: str) -> Level:
+    """How grave a code is."""
+    if code in WARNINGS:
+        return WARNINGS[code].level
+    if code.startswith("W_"):
+        return "WARN"
+    return "REJECT" if code in HARMFUL else "ERROR"
+
+
+def remedy_of(code: str) -> str | None:
+    """What the user can do about a code; None where no table knows it."""
+    notice = WARNINGS.get(code)
+    return notice.remedy if notice else REMEDIES.get(code)

@@ -228,7 +228,8 @@ def _palette() -> bytes:
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The typeface of every picture, at a size in pixels."""
     return ImageFont.load_default(size)
 
 
@@ -263,14 +264,15 @@ def enlarge(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Bool[np.nda
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC)) > 0
 
 
-def _write(
+def write_text(
     image: Image.Image, at: tuple[float, float], text: str, size: int, color: str, anchor: str
 ) -> None:
+    """Write on a picture, in a color of `CODE`, with a black rim."""
     ImageDraw.Draw(image).text(
         at,
         text,
         fill=CODE[color],
-        font=_font(size),
+        font=font(size),
         anchor=anchor,
         stroke_width=max(1, size // 10),
         stroke_fill=CODE["black"],
@@ -292,17 +294,17 @@ def _name_lesions(
         right = (columns.max() + columns.min() + 1) / 2 + 0.36 * (np.ptp(columns) + 1)
         y = corner[0] + up / lesions.shape[0] * inner[0] - size / 6
         x = corner[1] + right / lesions.shape[1] * inner[1] + size / 6
-        _write(image, (x, y), str(int(number)), size, "white", "ls")
+        write_text(image, (x, y), str(int(number)), size, "white", "ls")
 
 
 def _annotate(image: Image.Image, plane: Plane, title: str, scale: float, size: int) -> None:
     width, height = image.size
     edge = size // 2
     if title:
-        _write(image, (edge, edge), title, size, "white", "lt")
-    _write(image, (edge, height / 2), plane.labels[0], size, "text", "lm")
-    _write(image, (width - edge, height / 2), plane.labels[1], size, "text", "rm")
-    _write(image, (edge, height - edge), plane.place, size * 4 // 5, "muted", "ls")
+        write_text(image, (edge, edge), title, size, "white", "lt")
+    write_text(image, (edge, height / 2), plane.labels[0], size, "text", "lm")
+    write_text(image, (width - edge, height / 2), plane.labels[1], size, "text", "rm")
+    write_text(image, (edge, height - edge), plane.place, size * 4 // 5, "muted", "ls")
     bar_mm = 50.0 if 50.0 * scale < width / 3 else 20.0
     right, bottom = width - edge, height - edge
     ends = [(right - bar_mm * scale, bottom), (right, bottom)]
@@ -310,4 +312,4 @@ def _annotate(image: Image.Image, plane: Plane, title: str, scale: float, size: 
     ImageDraw.Draw(image).line(ends, fill=CODE["black"], width=thick + 4)
     ImageDraw.Draw(image).line(ends, fill=CODE["white"], width=thick)
     middle = right - bar_mm * scale / 2
-    _write(image, (middle, bottom - size // 3), f"{bar_mm:.0f} mm", size * 4 // 5, "text", "ms")
+    write_text(image, (middle, bottom - size // 3), f"{bar_mm:.0f} mm", size * 4 // 5, "text", "ms")

@@ -13,6 +13,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from hepar.io.refusal import WARNINGS
+
 DASH = Markup('<span class="none">&ndash;</span>')
 TYPE_NAMES = {
     "hcc": "HCC",
@@ -25,14 +27,6 @@ TYPE_NAMES = {
     "other": "Other",
     "uncertain": "Uncertain",
     "tumor-free": "No lesion",
-}
-WARNING_TITLES = {
-    "W_LIVER_TRUNCATED": "Liver cut by the field of view",
-    "W_LIVER_VOLUME": "Unusual liver volume",
-    "W_PHASE_ASSUMED": "Phase assumed",
-    "W_PHASE_COVERAGE": "Phase covers only part of the body",
-    "W_PHASE_TAG_CONFLICT": "Conflicting evidence for a phase",
-    "W_REG_REJECTED": "Phase not registered",
 }
 
 
@@ -50,7 +44,8 @@ def split_warning(warning: str) -> Warn:
     code, colon, text = warning.partition(": ")
     if not colon or not code.startswith("W_"):
         return Warn("Note", warning, "")
-    title = WARNING_TITLES.get(code, code[2:].replace("_", " ").capitalize())
+    notice = WARNINGS.get(code)
+    title = notice.title if notice else code[2:].replace("_", " ").capitalize()
     return Warn(title, text[:1].upper() + text[1:], code)
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hepar.geometry import Box, Grid, uncanonical
+from hepar.io.ingest import ingest
 from hepar.io.nifti import write_nifti
 from hepar.provenance import Provenance, sha256_file
 from hepar.render.page import render_page
@@ -87,6 +87,7 @@ def write_report(
     *,
     probabilities: bool = False,
     run: Mapping[str, Any] | None = None,
+    files: Sequence[str] | None = None,
 ) -> None:
     """Write every file of a run; `run.json`, with the hashes of the others, comes last.
 
@@ -98,9 +99,11 @@ def write_report(
         probabilities: also write `tumor_probability.nii.gz` and, as far as they were computed,
             `uncertainty.nii.gz` and `uncertainty_before.nii.gz`.
         run: content of `run.json`, e.g. `Provenance.as_dict()`; else the findings' provenance.
+        files: the study's, from `ingest.listing`; None where they cannot be listed.
     """
     written = _write_masks(case, lesions, out_dir, probabilities)
-    study = case.aligned.phased.study
+    phased = case.aligned.phased
+    document = ingest(phased.study, phased, files=files)
     figures = report_figures(case, lesions)
     pngs = {figure.name: figure.picture.png() for figure in figures}
     (out_dir / "overlay").mkdir(exist_ok=True)
@@ -109,8 +112,8 @@ def write_report(
         written[-1].write_bytes(png)
     texts = {
         "findings.json": findings.model_dump_json(indent=2) + "\n",
-        "ingest.json": _json(_ingest(case)),
-        "report.html": render_page(findings, study.verdicts, figures, pngs),
+        "ingest.json": document.model_dump_json(indent=2) + "\n",
+        "report.html": render_page(findings, phased.study.verdicts, figures, pngs),
     }
     for name, text in texts.items():
         written.append(out_dir / name)
@@ -288,30 +291,6 @@ def _warnings(case: LiverCase, lesions: LesionMap) -> tuple[str, ...]:
     aligned, phased = case.aligned, case.aligned.phased
     sources = (phased.study, phased, aligned, case, lesions)
     return tuple(dict.fromkeys(w for source in sources for w in source.warnings))
-
-
-def _ingest(case: LiverCase) -> dict[str, Any]:
-    """Every series of the source with its verdict, and the phase it was taken for."""
-    phased = case.aligned.phased
-    readings = {reading.series_id: reading for reading in phased.readings}
-    grids = {series.verdict.series_id: series.volume.grid for series in phased.study.series}
-    rows = []
-    for verdict in phased.study.verdicts:
-        reading, grid = readings.get(verdict.series_id), grids.get(verdict.series_id)
-        rows.append(
-            {
-                **asdict(verdict),
-                "phase": str(reading.phase) if reading else None,
-                "phase_confidence": round(reading.confidence, _CHANCE_DIGITS) if reading else None,
-                "phase_reason": reading.reason if reading else None,
-                "shape_zyx": list(grid.shape) if grid else None,
-                "spacing_mm_zyx": [round(v, 4) for v in grid.spacing_mm] if grid else None,
-            }
-        )
-    return {
-        "series": rows,
-        "warnings": list(dict.fromkeys([*phased.study.warnings, *phased.warnings])),
-    }
 
 
 def _json(document: Mapping[str, Any]) -> str:

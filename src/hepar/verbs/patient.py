@@ -5,23 +5,23 @@ Nothing heavy is imported until a verb runs, so that `hepar --help` answers at o
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
 from hepar.arguments import pick_device, stated_phases
-from hepar.console import (
-    complain,
-    format_findings,
-    format_inspection,
-    inspection_rows,
-    progress,
-)
-from hepar.errors import HeparError, UsageError
+from hepar.console import complain, format_findings, format_inspection, progress
+from hepar.errors import InputRefused, UsageError
 from hepar.verbs.options import Device, Json, Out, Phases, Quiet
+
+if TYPE_CHECKING:
+    from hepar.io.ingest import Ingest
+    from hepar.study import Study
+
+# What `inspect -o` leaves.
+INSPECTED = ("ingest.json", "series.png")
 
 
 def segment(
@@ -55,8 +55,9 @@ def segment(
         raise UsageError(
             "E_USAGE", "cli", "No study was given.", "Give a folder or file, or --phase PHASE=PATH."
         )
-    # Also a model that cannot be loaded must not leave older results looking new.
-    with set_aside(out, RESULTS), progress(quiet) as step:
+    # Also a model that cannot be loaded must not leave older results looking new, and no sheet of
+    # another study may stay beside these.
+    with set_aside(out, (*RESULTS, "series.png")), progress(quiet) as step:
         step("load the model")
         bundle = load_bundle(model or default_bundle_path())
         pipeline = Pipeline(bundle, Tiling(device=pick_device(device)), step)
@@ -74,34 +75,57 @@ def inspect(
     ],
     /,
     *,
+    out: Annotated[
+        Path | None, arg(aliases=["-o"], help="Folder for ingest.json and series.png.")
+    ] = None,
     phases: Phases = (),
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Say what is in a study: every series, whether it can be used and why, and its phase."""
+    from hepar.io.ingest import ingest, listing
     from hepar.stages.phases import assign_phases
     from hepar.stages.read import read_study
 
+    stated = stated_phases(phases)
+    refusal: InputRefused | None = None
+    read = phased = None
     with progress(quiet) as step:
         step("read")
-        read = read_study(study, stated_phases(phases))
-        refusal: HeparError | None = None
-        phased = None
         try:
+            read = read_study(study, stated)
             phased = assign_phases(read)
-        except HeparError as error:
+        except InputRefused as error:
             refusal = error
-    rows = inspection_rows(read, phased)
-    warnings = list(phased.warnings if phased else read.warnings)
+        document = ingest(read, phased, error=refusal, files=listing(study, stated))
+        if out is not None:
+            step("draw the series")
+            _leave_inspection(document, read, out)
     if as_json:
-        document: dict[str, Any] = {"series": rows, "warnings": warnings}
-        document["error"] = refusal.as_dict() if refusal else None
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        sys.stdout.write(document.model_dump_json(indent=2) + "\n")
     else:
-        sys.stdout.write(format_inspection(rows, warnings))
+        sys.stdout.write(format_inspection(document))
     if refusal:
         complain(refusal)
         raise SystemExit(refusal.exit_code)
+
+
+def _leave_inspection(document: Ingest, study: Study | None, out: Path) -> None:
+    """Write what `INSPECTED` names."""
+    from hepar.io.atomic import staged_folder
+    from hepar.io.stale import set_aside
+    from hepar.render.sheet import series_sheet
+
+    if (out / "run.json").exists():
+        # They would be half of one study and half of another.
+        raise UsageError(
+            "E_OUTPUT_PATH", "output", f"{out.name} holds results of a run.", "Name another folder."
+        )
+    volumes = {s.verdict.series_id: s.volume for s in study.series} if study else {}
+    with set_aside(out, INSPECTED), staged_folder(out) as staged:
+        text = document.model_dump_json(indent=2) + "\n"
+        (staged / "ingest.json").write_text(text, encoding="utf-8", newline="\n")
+        (staged / "series.png").write_bytes(series_sheet(document, volumes).png())
 
 
 def demo(
