@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import textwrap
@@ -19,10 +20,12 @@ from hepar.errors import HeparError
 from hepar.study import PHASE_ORDER, Phase
 
 if TYPE_CHECKING:
-    from hepar.io.ingest import Finding, Ingest, IngestSeries
+    from hepar.io.ingest import Files, Finding, Ingest, IngestSeries
     from hepar.study import Findings
 
 _NARROWEST = 40
+# Of series refused alike, more than these are only named: a folder of masks has a hundred.
+_MAX_ALIKE = 3
 
 
 class Steps:
@@ -72,6 +75,18 @@ def progress(quiet: bool) -> Iterator[Steps]:
         steps.finish()
 
 
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Keep warnings out of stderr while the body runs: for what shows them all in its result."""
+    logger = logging.getLogger("hepar")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def format_number(value: Any) -> str:
     """Thousands separated; anything else as it is."""
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
@@ -86,31 +101,40 @@ def format_inspection(document: Ingest, width: int | None = None) -> str:
     """
     if width is None:
         width = shutil.get_terminal_size((100, 24)).columns
+    width = max(width, _NARROWEST)
     lines: list[str] = []
+    refused: dict[str | None, list[IngestSeries]] = {}
     for row in document.series:
-        lines += _series_lines(row, document.findings, max(width, _NARROWEST))
+        alike = refused.setdefault(row.code, []) if row.status == "refused" else []
+        alike.append(row)
+        if len(alike) <= _MAX_ALIKE:
+            lines += _series_lines(row, document.findings, width)
+    for code, alike in refused.items():
+        if more := alike[_MAX_ALIKE:]:
+            names = ", ".join(f"{row.id} ({row.description or row.source})" for row in more[:12])
+            rest = f" and {len(more) - 12} more" if len(more) > 12 else ""
+            lines += _wrapped(f"{len(more)} more refused, {code}: {names}{rest}", "", width)
     for phase in PHASE_ORDER:
         for row in document.series:
             if row.phase == str(phase):
-                mark = " (reference: the results lie on its voxels)" if row.reference else ""
-                lines.append(f"{phase.long_name}: {row.id}{mark}")
+                mark = " (reference: results lie on its voxels)" if row.reference else ""
+                lines += _wrapped(f"{phase.long_name}: {row.id}{mark}", "", width)
     known = {row.id for row in document.series}
-    rest = [f for f in document.findings if f.series not in known]
-    if document.error:
-        rest = rest[1:]  # `complain` says it, on stderr
-    for finding in rest:
-        lines += _finding_lines(finding, "", max(width, _NARROWEST))
-    files = document.files
-    if files.n_dropped:
-        total = files.n_used + files.n_dropped
-        lines.append(f"{files.n_used} of {total} files used")
-        lines += [
-            line
-            for one in files.dropped
-            if one.series is None
-            for line in _wrapped(f"{one.n_files}: {one.reason}", "  ", max(width, _NARROWEST))
-        ]
-    return "".join(f"{line}\n" for line in lines)
+    about_all = [finding for finding in document.findings if finding.series not in known]
+    for finding in about_all[1:] if document.error else about_all:  # stderr has the refusal
+        lines += _finding_lines(finding, "", width)
+    return "".join(f"{line}\n" for line in (*lines, *_file_lines(document.files, width)))
+
+
+def _file_lines(files: Files, width: int) -> list[str]:
+    """How many files are not used; those of a series were spoken of with it."""
+    if not files.n_dropped:
+        return []
+    lines = [f"{files.n_used} of {files.n_used + files.n_dropped} files used"]
+    for one in files.dropped:
+        if one.series is None:
+            lines += _wrapped(f"{one.n_files}: {one.reason}", "  ", width)
+    return lines
 
 
 def _series_lines(row: IngestSeries, findings: Sequence[Finding], width: int) -> list[str]:
@@ -121,7 +145,7 @@ def _series_lines(row: IngestSeries, findings: Sequence[Finding], width: int) ->
     if row.geometry:
         shape = " x ".join(map(str, row.geometry.shape_zyx))
         spacing = " x ".join(f"{s:.4g}" for s in row.geometry.spacing_mm_zyx)
-        size = f"{shape} voxels of {spacing} mm, {row.geometry.plane}; {row.n_files} file(s)"
+        size = f"{shape} voxels of {spacing} mm, {row.geometry.lies}; {row.n_files} file(s)"
         lines += _wrapped(size, "  ", width)
     if row.evidence:
         lines += _wrapped(row.evidence, "  ", width)

@@ -41,6 +41,12 @@ class Geometry(_Record):
     orientation: str
     oblique_deg: float
 
+    @property
+    def lies(self) -> str:
+        """The plane in words, with the angle where it is more than a degree off."""
+        turned = f", {self.oblique_deg:.0f} degrees oblique" if self.oblique_deg >= 1 else ""
+        return f"{self.plane}{turned}"
+
 
 class IngestSeries(_Record):
     """One series of the source.
@@ -69,7 +75,7 @@ class Finding(_Record):
     """Something that was noticed.
 
     `file_index` is the position, from 0, of the one file it is about in the study's sorted listing
-    (relative paths, hidden files left out); names are not given, because they may name a person.
+    (relative paths, hidden files left out).
     """
 
     code: str

@@ -30,10 +30,10 @@ from hepar.study import Phase, Volume
 PANEL_PX = 300
 # Shares of the height at which axial slices are cut, from the head downwards.
 LEVELS = (0.75, 0.5, 0.25)
-MAX_PICTURED, MAX_LISTED = 24, 60
+MAX_PICTURED, MAX_EMPTY = 24, 12
 _GAP_PX = 6
 WIDTH_PX = (1 + len(LEVELS)) * PANEL_PX + len(LEVELS) * _GAP_PX
-_EDGE_PX, _LINE_PX = 10, 24
+_EDGE_PX, _LINE_PX, _BAR_PX = 10, 24, 5
 _LARGE, _SMALL = 19, 15
 _EMPTY_LINES = 4
 
@@ -54,20 +54,19 @@ def series_sheet(document: Ingest, volumes: Mapping[str, Volume]) -> Picture:
     strips: list[Codes] = []
     if document.error:
         error = document.error
-        strips.append(_strip("The study is refused", "", error.code, f"{error.message}"))
-    pictured = 0
-    for row in document.series[:MAX_LISTED]:
-        volume = volumes.get(row.id)
-        shown = volume is not None and "W_BURNED_IN" not in row.codes
-        if volume is not None and shown and pictured < MAX_PICTURED:
+        text = f"{error.message} {error.remedy}"
+        strips.append(_strip("The study is refused", "", error.code, text))
+    pictured = empty = 0
+    for row in document.series:
+        volume = None if "W_BURNED_IN" in row.codes else volumes.get(row.id)
+        if volume is None and empty < MAX_EMPTY:
+            empty += 1
+            strips.append(_strip(*_titles(row), *_why_empty(row)))
+        elif volume is not None and pictured < MAX_PICTURED:
             pictured += 1
             strips.append(np.concatenate([_head(row), _panels(volume)]))
-        elif shown:
-            strips.append(_strip(*_titles(row), "", f"The sheet shows {MAX_PICTURED} series."))
-        else:
-            strips.append(_strip(*_titles(row), *_why_empty(row)))
-    more = len(document.series) - MAX_LISTED
-    if more > 0:
+    more = len(document.series) - pictured - empty
+    if more:
         strips.append(_strip(f"{more} more series", "", "", "They are listed in ingest.json."))
     if not strips:
         strips.append(_strip("No series", "", "", "Nothing was found in the study."))
@@ -101,14 +100,14 @@ def _titles(row: IngestSeries) -> tuple[str, str]:
         parts[1:1] = [f"{name} ({row.confidence:.2f})", *(["reference"] if row.reference else [])]
     size = _size_text(row.geometry) if row.geometry else ""
     codes = ", ".join(code for code in row.codes if row.geometry or code != row.code)
-    said = (row.description or row.source, size, f"{row.n_files} files", codes)
+    said = (row.description or row.source, size, f"{row.n_files} file(s)", codes)
     return "  \N{MIDDLE DOT}  ".join(parts), "  \N{MIDDLE DOT}  ".join(filter(None, said))
 
 
 def _size_text(geometry: Geometry) -> str:
-    shape = " \N{MULTIPLICATION SIGN} ".join(map(str, geometry.shape_zyx))
-    spacing = " \N{MULTIPLICATION SIGN} ".join(f"{s:.2f}" for s in geometry.spacing_mm_zyx)
-    return f"{shape} at {spacing} mm {geometry.plane}"
+    shape = " x ".join(map(str, geometry.shape_zyx))
+    spacing = " x ".join(f"{s:.2f}" for s in geometry.spacing_mm_zyx)
+    return f"{shape} at {spacing} mm, {geometry.lies}"
 
 
 def _why_empty(row: IngestSeries) -> tuple[str, str]:
@@ -120,9 +119,10 @@ def _why_empty(row: IngestSeries) -> tuple[str, str]:
 def _head(row: IngestSeries) -> Codes:
     image = Image.new("L", (WIDTH_PX, 2 * _LINE_PX + _EDGE_PX), CODE["black"])
     title, detail = _titles(row)
-    color = "liver" if row.reference else "white" if row.phase else "muted"
-    _line(image, 0, title, _LARGE, color)
+    _line(image, 0, title, _LARGE, "white")
     _line(image, 1, detail, _SMALL, "text")
+    if row.reference:
+        _bar(image, "liver")
     return np.asarray(image)
 
 
@@ -131,18 +131,25 @@ def _strip(title: str, detail: str, code: str, text: str) -> Codes:
     head = 1 + bool(detail)
     wrapped = _wrapped(text.strip(), WIDTH_PX - 4 * _EDGE_PX)
     rows = head + bool(code) + len(wrapped)
-    image = Image.new("L", (WIDTH_PX, rows * _LINE_PX + 3 * _EDGE_PX), CODE["black"])
+    image = Image.new("L", (WIDTH_PX, rows * _LINE_PX + 4 * _EDGE_PX), CODE["black"])
+    if code:
+        _bar(image, "lesion")
     _line(image, 0, title, _LARGE, "white")
     if detail:
         _line(image, 1, detail, _SMALL, "text")
     top = head * _LINE_PX + _EDGE_PX
     corners = [(_EDGE_PX, top), (WIDTH_PX - _EDGE_PX - 1, image.size[1] - _EDGE_PX - 1)]
     ImageDraw.Draw(image).rectangle(corners, outline=CODE["muted"])
-    lines = [(code, "lesion")] if code else []
+    lines = [(code, "white")] if code else []
     for number, (words, color) in enumerate([*lines, *((line, "text") for line in wrapped)]):
-        place = (2 * _EDGE_PX, top + _EDGE_PX / 2 + number * _LINE_PX)
+        place = (2 * _EDGE_PX, top + _EDGE_PX + number * _LINE_PX)
         write_text(image, place, words, _SMALL, color, "lt")
     return np.asarray(image)
+
+
+def _bar(image: Image.Image, color: str) -> None:
+    """A mark along the left edge; colored letters would lose their color where they are blended."""
+    ImageDraw.Draw(image).rectangle([(0, 0), (_BAR_PX - 1, image.size[1])], fill=CODE[color])
 
 
 def _line(image: Image.Image, number: int, text: str, size: int, color: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from hepar.arguments import pick_device, stated_phases
-from hepar.console import complain, format_findings, format_inspection, progress
+from hepar.console import complain, format_findings, format_inspection, progress, unlogged
 from hepar.errors import InputRefused, UsageError
 from hepar.verbs.options import Device, Json, Out, Phases, Quiet
 
@@ -90,7 +90,7 @@ def inspect(
     stated = stated_phases(phases)
     refusal: InputRefused | None = None
     read = phased = None
-    with progress(quiet) as step:
+    with progress(quiet) as step, unlogged():
         step("read")
         try:
             read = read_study(study, stated)
