@@ -20,6 +20,7 @@ from hepar.study import Phase, PhasedStudy, PhaseReading, Series, SeriesVerdict,
 
 _PLANES = {"S": "axial", "I": "axial", "P": "coronal", "A": "coronal"}
 _IN_NO_SERIES = "in no series: no CT image, or a copy of an image that is there already"
+_BURNED_IN = "W_BURNED_IN"
 _NOT_NEEDED = "no phase was assigned"
 
 
@@ -147,7 +148,7 @@ def listing(
         one DICOM file that stands for its series).
     """
     # Imported here: it brings the DICOM reader with it, which the schema has no need of.
-    from hepar.io.dicom_headers import walk_files
+    from hepar.io.dicom import walk_files
     from hepar.io.nifti import is_nifti_name
 
     roots = [path for path in (source, *(stated or {}).values()) if path is not None]
@@ -260,46 +261,62 @@ def _findings(
 ) -> Iterator[Finding]:
     """The refusal of the study, the verdicts' codes, then what only the warnings say."""
     if error:
-        yield _finding(error.code, error.message, error.remedy)
-    said: set[tuple[str, str | None]] = set()
+        yield _finding(error.code, error.message, remedy=error.remedy)
+    told = _by_series(warnings, verdicts)
     for verdict in verdicts:
-        if verdict.code is not None:
-            said.add((verdict.code, verdict.series_id))
-            place = _file_index(verdict, files)
-            yield _finding(verdict.code, verdict.reason, None, verdict.series_id, place)
-    ids = {verdict.series_id for verdict in verdicts}
-    for warning in dict.fromkeys(warnings):
-        code, _, message = warning.partition(": ")
-        about = next((word for word in re.findall(r"\bs\d+\b", message) if word in ids), None)
-        # A refused series has its own code already.
-        if code != "W_SERIES_REFUSED" and (code, about) not in said:
-            said.add((code, about))
-            yield _finding(code, message, None, about)
+        if verdict.code is None:
+            continue
+        message = told.pop((verdict.code, verdict.series_id), None)
+        yield _finding(
+            verdict.code,
+            verdict.reason if verdict.status == "refused" or message is None else message,
+            series=verdict.series_id,
+            file_index=_file_index(verdict, files),
+            harmless=verdict.status == "unused",
+        )
     for one in series:
-        about = one.verdict.series_id
-        if _is_burned_in(one) and ("W_BURNED_IN", about) not in said:
-            yield _finding("W_BURNED_IN", WARNINGS["W_BURNED_IN"].meaning, None, about)
+        about = (_BURNED_IN, one.verdict.series_id)
+        if one.tags.get("BurnedInAnnotation", "").strip().upper() == "YES":
+            told.setdefault(about, WARNINGS[_BURNED_IN].meaning)
+    for (code, about_id), message in told.items():
+        yield _finding(code, message, series=about_id)
+
+
+def _by_series(
+    warnings: Iterable[str], verdicts: Sequence[SeriesVerdict]
+) -> dict[tuple[str, str | None], str]:
+    """Warnings (`W_CODE: words`) by their code and the series that their words name first."""
+    prefixes = {v.series_id: f"{v.series_id} ({v.description or v.source}): " for v in verdicts}
+    told: dict[tuple[str, str | None], str] = {}
+    for warning in warnings:
+        code, _, words = warning.partition(": ")
+        if code == "W_SERIES_REFUSED":
+            continue  # a refused series has its own code
+        named = re.findall(r"\bs\d+\b", words)
+        about = next((name for name in named if name in prefixes), None)
+        told.setdefault((code, about), words.removeprefix(prefixes.get(about or "", "")))
+    return told
 
 
 def _finding(
     code: str,
     message: str,
-    remedy: str | None,
+    *,
+    remedy: str | None = None,
     series: str | None = None,
     file_index: int | None = None,
+    harmless: bool = False,
 ) -> Finding:
+    """`harmless`: the code says why files are of no use, which is no error of the study."""
+    level = level_of(code)
     return Finding(
         code=code,
-        level=level_of(code),
+        level="HANDLE" if harmless and level == "ERROR" else level,
         message=plain(message),
         remedy=remedy or remedy_of(code),
         series=series,
         file_index=file_index,
     )
-
-
-def _is_burned_in(series: Series) -> bool:
-    return series.tags.get("BurnedInAnnotation", "").strip().upper() == "YES"
 
 
 def _file_index(verdict: SeriesVerdict, files: Sequence[str]) -> int | None:

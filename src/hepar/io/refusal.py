@@ -70,6 +70,7 @@ REMEDIES: dict[str, str] = {
     "E_SAME_SCAN": "Leave the case out; with it, what is tested on would be trained on.",
     "E_MEMORY": "Crop the volume, or use a machine with more memory.",
     "E_PHASES_UNKNOWN": "Name at least one phase, e.g. `--phase pv=PATH` (nc, art, pv, dl).",
+    "E_PHASE_TWICE": "Give each phase its own file or folder.",
 }
 
 # Input that looks made to do harm; every other refusal is an ERROR.
