@@ -76,7 +76,8 @@ def inspect(
     /,
     *,
     out: Annotated[
-        Path | None, arg(aliases=["-o"], help="Folder for ingest.json and series.png.")
+        Path | None,
+        arg(aliases=["-o"], metavar="DIR", help="Folder for ingest.json and series.png."),
     ] = None,
     phases: Phases = (),
     quiet: Quiet = False,
