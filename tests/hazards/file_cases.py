@@ -23,6 +23,8 @@ from pydicom.uid import (
 from synthetic_dicom import Scene, Storage, enhanced, save, stack
 from transfer_syntaxes import COMPRESSORS
 
+from hepar.io.dicom_pixels import quiet
+
 _SIGNED_HU = Storage(signed=True, intercept=0.0)
 _ONE = 5  # The image of the twelve that is damaged.
 _NO_RESCALE = ("RescaleSlope", "RescaleIntercept")
@@ -189,10 +191,11 @@ def chinese_names(folder: Path) -> Scene:
 def path_as_uid(folder: Path) -> Scene:
     """A SeriesInstanceUID that is a path."""
     slices = stack()
-    for one in slices:
-        one.data.SeriesInstanceUID = "../../../tmp/evil"
-        one.data.SeriesDescription = "../../evil;rm -rf"
-    return lone(slices, folder)
+    with quiet():
+        for one in slices:
+            one.data.SeriesInstanceUID = "../../../tmp/evil"
+            one.data.SeriesDescription = "../../evil;rm -rf"
+        return lone(slices, folder)
 
 
 def matrix_lies(folder: Path) -> Scene:
@@ -273,9 +276,10 @@ def escaping_directory(folder: Path) -> Scene:
     record = Dataset()
     record.OffsetOfTheNextDirectoryRecord = record.OffsetOfReferencedLowerLevelDirectoryEntity = 0
     record.RecordInUseFlag, record.DirectoryRecordType = 0xFFFF, "IMAGE"
-    record.ReferencedFileID = ["..", "..", "etc", "passwd"]
-    data.FileSetID, data.DirectoryRecordSequence = "SYNTH", Items([record])
-    data.save_as(folder / "DICOMDIR", enforce_file_format=True)
+    with quiet():
+        record.ReferencedFileID = ["..", "..", "etc", "passwd"]
+        data.FileSetID, data.DirectoryRecordSequence = "SYNTH", Items([record])
+        data.save_as(folder / "DICOMDIR", enforce_file_format=True)
     return scene
 
 

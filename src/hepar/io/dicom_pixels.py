@@ -7,8 +7,10 @@ never end on damaged data: they run in a process of their own (`dicom_decoding`)
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
+import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +22,13 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels import iter_pixels
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from hepar.errors import InputRefused
 from hepar.io.dicom_headers import Image
@@ -31,16 +39,26 @@ from hepar.io.refusal import refuse
 
 _MAX_THREADS = 4
 _MAX_SLOPE = 100.0
+_PIXELS = (0x7FE0, 0x0010)
+_REMAINDER_BYTES = 4096
 # A declared padding value inside this range would erase tissue, so it is not believed.
 _TISSUE_HU = (-1000.0, 3000.0)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep pydicom's remarks on unusual values, which are judged here, out of the user's way."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Keep pydicom's remarks on unusual values, which are judged here, out of the user's way.
+
+    They quote the values, which may be a name: they are not logged either.
+    """
+    logger = logging.getLogger("pydicom")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
 
 
 def digest(header: Image) -> str:
@@ -109,6 +127,7 @@ def _open(header: Image) -> Dataset:
     if declared not in (None, 0xFFFFFFFF) and held is not None and len(held) != declared:
         # pydicom keeps a short value as if it were whole.
         raise refuse("E_TRUNCATED", f"{name} holds {len(held)} of {declared} pixel bytes.")
+    _refuse_remainder(header, data, item)
     try:
         # pydicom parses an element when it is first looked at.
         data["PixelData"]
@@ -121,6 +140,25 @@ def _open(header: Image) -> Dataset:
             ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
         )
     return data
+
+
+def _refuse_remainder(header: Image, data: Dataset, pixels: Any) -> None:
+    """Refuse a file in which bytes that are no element follow the pixels: they were shifted.
+
+    Raises:
+        InputRefused: `E_MALFORMED`.
+    """
+    syntax = str(getattr(data.file_meta, "TransferSyntaxUID", ""))
+    length, start = getattr(pixels, "length", None), getattr(pixels, "value_tell", None)
+    if length in (None, 0xFFFFFFFF) or start is None or syntax == DeflatedExplicitVRLittleEndian:
+        return
+    with header.path.open("rb") as stream:
+        stream.seek(start + length)
+        rest = stream.read(_REMAINDER_BYTES)
+    order = ">" if syntax == ExplicitVRBigEndian else "<"
+    # Some writers fill a file up with zeros.
+    if rest and any(rest) and (len(rest) < 8 or struct.unpack(f"{order}HH", rest[:4]) <= _PIXELS):
+        raise refuse("E_MALFORMED", f"{header.path.name} goes on after its pixels.")
 
 
 def _stored(data: Dataset, header: Image, frames: Sequence[int]) -> Iterator[NDArray[Any]]:

@@ -64,6 +64,8 @@ _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfRefe
 _UID = re.compile(r"[0-9.]{0,64}")
 _UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 _HEAD_BYTES = 4096
+# A file with such a name that is no DICOM is what is left of a slice.
+_SUFFIXES = (".dcm", ".dicom", ".ima")
 _MAX_INFLATED_BYTES = 512 * 2**20
 _MAX_INFLATION = 64
 
@@ -112,6 +114,8 @@ def read_headers(path: Path) -> list[Header] | Damaged | Directory | None:
         return Damaged(path, "E_TRUNCATED", f"cannot be read ({error.strerror})", True)
     marked = head[128:132] == b"DICM"
     if not marked and not _starts_like_dataset(head):
+        if path.suffix.lower() in _SUFFIXES:
+            return Damaged(path, "E_TRUNCATED", "is named DICOM and does not begin so", True)
         return None
     try:
         if DeflatedExplicitVRLittleEndian.encode() in head and _is_bomb(path):
