@@ -20,6 +20,9 @@ from transfer_syntaxes import COMPRESSORS, OPENJPEG_MIN_PIXELS
 
 from hepar.study import Study
 
+QUICK = 300
+# Compressed images are decoded in a process of their own, which takes longer than all the rest.
+FEW_COMPRESSED, COMPRESSED = 0.03, 0.10
 UNCOMPRESSED = ("explicit", "implicit", "big endian", "deflated")
 SYNTAXES = (*UNCOMPRESSED, *COMPRESSORS)
 _SPLITS = ("AcquisitionNumber", "AcquisitionTime", "TemporalPositionIdentifier", "series")
@@ -53,10 +56,12 @@ class Draw:
 def draw(seed: int) -> Draw:
     """A pure function of the seed."""
     rng = np.random.default_rng([20_260_901, seed])
-    syntax = "explicit" if rng.random() < 0.4 else str(rng.choice(SYNTAXES))
+    packed = rng.random() < (FEW_COMPRESSED if seed < QUICK else COMPRESSED)
+    syntax = str(rng.choice(tuple(COMPRESSORS) if packed else UNCOMPRESSED))
     multi = bool(rng.random() < 0.3)
-    n = int(rng.integers(8, 11))
-    step = float(rng.uniform(0.6, 8.0))
+    # Thin slices would be many files, so they come in one; every series covers a liver's height.
+    step = float(rng.uniform(0.8 if multi else 4.6, 9.0))
+    n = max(8, int(np.ceil(41 / step)))
     depths = tuple(k * step for k in range(n))
     side = OPENJPEG_MIN_PIXELS if syntax == "JPEG2000" else 12
     place = Place(

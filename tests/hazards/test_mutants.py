@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mutants import DEADLINE_S, SLICES, base, judge, mutant
+from mutants import DEADLINE_S, QUICK, SLICES, base, judge, mutant
 from reading_truth import misplaced
 from synthetic_dicom import save
 
 from hepar.stages.read import read_study
 
 HERE = Path(__file__).parent
-QUICK, FULL, BATCH = 200, 3_000, 400
+FULL, BATCH = 3_000, 400
 _MAX_PEAK_KIB = 1 << 20
 # Cannot be told from another scan: 47 of 3,000 where only uncompressed and RLE files were read.
 _MAX_LEGITIMATE = 0.15
