@@ -34,7 +34,7 @@ SLICES, STEP_MM = 10, 5.0
 SYNTAXES = ("explicit", "RLE", "JPEG-LS", "JPEG-SV1", "JPEG2000")
 QUICK = 200
 # Compressed images are decoded in a process of their own, which takes longer than all the rest.
-_FEW_COMPRESSED, _COMPRESSED = 0.05, 0.25
+_FEW_COMPRESSED, _COMPRESSED = 0.03, 0.25
 # A slice may lie off an even distance by this share of it, as rounded positions do.
 _ROUNDING = 0.011
 

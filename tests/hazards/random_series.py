@@ -22,7 +22,7 @@ from hepar.study import Study
 
 QUICK = 300
 # Compressed images are decoded in a process of their own, which takes longer than all the rest.
-FEW_COMPRESSED, COMPRESSED = 0.03, 0.10
+FEW_COMPRESSED, COMPRESSED = 0.02, 0.10
 UNCOMPRESSED = ("explicit", "implicit", "big endian", "deflated")
 SYNTAXES = (*UNCOMPRESSED, *COMPRESSORS)
 _SPLITS = ("AcquisitionNumber", "AcquisitionTime", "TemporalPositionIdentifier", "series")
@@ -60,7 +60,7 @@ def draw(seed: int) -> Draw:
     syntax = str(rng.choice(tuple(COMPRESSORS) if packed else UNCOMPRESSED))
     multi = bool(rng.random() < 0.3)
     # Thin slices would be many files, so they come in one; every series covers a liver's height.
-    step = float(rng.uniform(0.8 if multi else 4.6, 9.0))
+    step = float(rng.uniform(2.0 if multi else 5.2, 9.0))
     n = max(8, int(np.ceil(41 / step)))
     depths = tuple(k * step for k in range(n))
     side = OPENJPEG_MIN_PIXELS if syntax == "JPEG2000" else 12
@@ -72,7 +72,7 @@ def draw(seed: int) -> Draw:
     )
     # Acquisition is what a multi-frame file says of each frame; the rest is of the file.
     split = str(rng.choice(("AcquisitionNumber", "series") if multi else _SPLITS))
-    phases = int(rng.choice((1, 2, 3), p=(0.6, 0.3, 0.1)))
+    phases = int(rng.choice((1, 2, 3), p=(0.75, 0.2, 0.05)))
     return Draw(seed, syntax, multi, phases, split, depths, place, _storages(rng, n, syntax))
 
 
