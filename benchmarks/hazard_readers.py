@@ -222,7 +222,7 @@ def fault(case: Any, scene: Any, volumes: Found) -> str | None:
 
 
 def cases() -> list[Any]:
-    sys.path[:0] = [str(ROOT / "tests" / "hazards")]
+    sys.path[:0] = [str(ROOT / "tests" / "hazards"), str(ROOT / "src")]
     from file_cases import FILE_CASES
     from hazard_case import Case
     from more_cases import MORE_CASES
