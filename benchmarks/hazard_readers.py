@@ -26,6 +26,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import select
 import subprocess
 import sys
@@ -134,7 +135,7 @@ def work(reader: str) -> None:
             typed = home.startswith(("hepar", "dicom2nifti", "pydicom.errors"))
             code = getattr(error, "code", "")
             answer = {"error": f"{type(error).__name__} {code}".strip(), "typed": typed}
-            message = str(error).replace(folder, "FOLDER").replace(str(Path(folder).parent), "")
+            message = re.sub(r"(/[\w.+-]+)+/", "", str(error).replace(folder, "FOLDER"))
             answer["message"] = message.splitlines()[0][:160] if message else ""
         print(json.dumps(answer), file=answers, flush=True)
 

@@ -169,7 +169,7 @@ def _independently(path: Path) -> NDArray[np.int16] | None:
         syntax = data.file_meta.get("TransferSyntaxUID", "")
         if syntax == RLELossless:
             stored = data.pixel_array.astype(np.float64)
-        elif UID(syntax).is_encapsulated:
+        elif syntax and UID(syntax).is_encapsulated:
             hu = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))[0]
             return np.clip(np.rint(hu), -1024, 32767).astype(np.int16)
         else:
