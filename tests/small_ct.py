@@ -18,9 +18,12 @@ def body(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
     return hu
 
 
-def volume(seed: int = 0, shape: tuple[int, int, int] = (6, 8, 10)) -> Volume:
+def volume(
+    seed: int = 0, shape: tuple[int, int, int] = (6, 8, 10), slice_mm: float = 2.5
+) -> Volume:
     """An axial volume with a different spacing along each axis."""
-    return Volume(body(shape, seed), Grid.axial(shape, (2.5, 0.8, 0.7), (-100.0, -120.0, 55.5)))
+    grid = Grid.axial(shape, (slice_mm, 0.8, 0.7), (-100.0, -120.0, 55.5))
+    return Volume(body(shape, seed), grid)
 
 
 Pose = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...], int, bool]

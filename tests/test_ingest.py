@@ -46,7 +46,7 @@ def dicom(folder: Path, number: int, shape: tuple[int, int, int] = (8, 12, 14)) 
     return list(
         write_dicom_series(
             folder,
-            volume(number, shape),
+            volume(number, shape, slice_mm=5.0),
             description=folder.name,
             series_number=number,
             study_uid="1.2.3",
@@ -92,8 +92,8 @@ def test_closed_form_every_series_finding_and_file_is_told(mixed):
     assert (document.reference.phase, document.reference.series) == ("PV", by_name["portal"].id)
     assert by_name["portal"].geometry.model_dump() == {
         "shape_zyx": (8, 12, 14),
-        "spacing_mm_zyx": (2.5, 0.8, 0.7),
-        "extent_mm_zyx": (20.0, 9.6, 9.8),
+        "spacing_mm_zyx": (5.0, 0.8, 0.7),
+        "extent_mm_zyx": (40.0, 9.6, 9.8),
         "plane": "axial",
         "orientation": "SPL",
         "oblique_deg": 0.0,
@@ -187,7 +187,7 @@ def test_closed_form_a_refusal_carries_the_verdicts_on_its_series(capsys):
     ]
     text = format_inspection(document, 80)
     assert reason in text
-    assert "remedy: Export the series again with every slice." in text
+    assert "remedy: Export the series again with every slice;" in text
 
 
 def test_closed_form_files_of_no_use_are_no_error_and_a_warning_is_told_once():
@@ -315,7 +315,7 @@ def block(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_property_text_in_the_pixels_is_never_shown():
-    scan = volume(shape=(20, 40, 40))
+    scan = volume(shape=(20, 40, 40), slice_mm=5.0)
     shown, volumes = one_series(scan)
     hidden, _ = one_series(scan, BurnedInAnnotation="YES")
     assert hidden.series[0].codes == (*shown.series[0].codes, "W_BURNED_IN")
@@ -326,7 +326,7 @@ def test_property_text_in_the_pixels_is_never_shown():
 
 
 def test_property_hostile_text_neither_breaks_the_sheet_nor_reaches_the_terminal(tmp_path):
-    document, volumes = one_series(volume(shape=(9, 30, 30)))
+    document, volumes = one_series(volume(shape=(9, 30, 30), slice_mm=5.0))
     verdicts = [
         SeriesVerdict(f"s{k}", HOSTILE, "refused", HOSTILE, "E_TRUNCATED", HOSTILE, 3)
         for k in range(2, 30)
@@ -371,10 +371,10 @@ def test_closed_form_a_hundred_masks_are_named_not_spelled_out():
 
 
 def test_closed_form_a_series_without_a_needed_phase_is_dropped_with_its_reason(tmp_path):
-    document, _ = one_series(volume(shape=(9, 30, 30)))
+    document, _ = one_series(volume(shape=(9, 30, 30), slice_mm=5.0))
     assert (document.files.n_used, document.files.n_dropped) == (1, 0)
     verdict = SeriesVerdict("s1", "a.nii.gz", "usable", "read whole", None, "", 1)
-    scan = volume(shape=(9, 30, 30))
+    scan = volume(shape=(9, 30, 30), slice_mm=5.0)
     study = Study((Series(scan, verdict),), (verdict,))
     refused = ingest(study, error=refuse("E_PHASES_UNKNOWN", "nothing tells"))
     assert [d.reason for d in refused.files.dropped] == ["no phase was assigned"]

@@ -23,8 +23,7 @@ _SHAPE = (8, 8, 10)
 
 def _volume(seed: int = 0) -> Volume:
     """A body long enough to hold a liver."""
-    v = volume(seed, _SHAPE)
-    return Volume(v.array, Grid.axial(_SHAPE, (5.0, 0.8, 0.7), v.grid.origin_mm))
+    return volume(seed, _SHAPE, slice_mm=5.0)
 
 
 def _nifti(path: Path, seed: int = 0) -> Volume:

@@ -74,7 +74,7 @@ REMEDIES: dict[str, str] = {
 }
 
 # Input that looks made to do harm; every other refusal is an ERROR.
-HARMFUL = frozenset({"E_ARCHIVE", "E_BOMB"})
+HARMFUL = frozenset({"E_ARCHIVE", "E_BAD_UID", "E_BOMB"})
 
 
 def refuse(code: str, message: str, stage: str = "read") -> InputRefused:
@@ -108,11 +108,59 @@ WARNINGS: dict[str, Notice] = {
         "One series cannot be used; the others go on.",
         "See the series' own code.",
     ),
-    "W_DUPLICATE_SLICE": Notice(
+    "W_PHASE_BY_TIME": Notice(
+        "HANDLE",
+        "Phases told apart by time",
+        "One series holds several passes; acquisition or content times tell them apart.",
+        "Nothing needs doing.",
+    ),
+    "W_PHASE_BY_ORDER": Notice(
+        "WARN",
+        "Phases told apart by order",
+        "Only the order of the images tells the passes of a series apart.",
+        "Look at the pictures; export each phase as its own series.",
+    ),
+    "W_DUP_INSTANCE": Notice(
         "HANDLE",
         "Identical images",
         "Images are there twice, pixel by pixel; one of each is read.",
         "Nothing needs doing.",
+    ),
+    "W_DROPPED_SLICES": Notice(
+        "WARN",
+        "Images of another orientation",
+        "A few images of the series are turned; they are left aside.",
+        "Look whether they are a localizer; if not, export the series again.",
+    ),
+    "W_GANTRY_TILT": Notice(
+        "HANDLE",
+        "Gantry tilt",
+        "The stack leans; its images were moved back by their positions, masks lie on that grid.",
+        "Nothing needs doing.",
+    ),
+    "W_NON_UNIFORM": Notice(
+        "WARN",
+        "Resampled slice distances",
+        "Slices are unevenly apart; the series was resampled by their true positions.",
+        "Prefer a series with one slice distance if there is one.",
+    ),
+    "W_SLICE_INTERPOLATED": Notice(
+        "WARN",
+        "Made-up slices",
+        "Single lost slices were interpolated from their neighbors, as asked for.",
+        "Export the series again with every slice.",
+    ),
+    "W_LOSSY": Notice(
+        "WARN",
+        "Lossy compression",
+        "The images were compressed with losses; small or faint lesions may be gone.",
+        "Export them without losses.",
+    ),
+    "W_NO_PREAMBLE": Notice(
+        "WARN",
+        "No DICOM preamble",
+        "The files lack the preamble; their content was read all the same.",
+        "Export them as DICOM files.",
     ),
     "W_SPACING_NOISE": Notice(
         "WARN",
@@ -120,16 +168,10 @@ WARNINGS: dict[str, Notice] = {
         "Slices lie up to 5 % of their distance off an even one; one distance is fitted to all.",
         "Export the series again if positions were rounded on the way.",
     ),
-    "W_OTHER_ORIENTATION": Notice(
-        "WARN",
-        "Images of another orientation",
-        "A few images of the series are turned; they are left aside.",
-        "Look whether they are a localizer; if not, export the series again.",
-    ),
     "W_NON_AXIAL": Notice(
         "WARN",
         "Series that is not axial",
-        "A coronal or sagittal series beside an axial one is taken for a reformat and left aside.",
+        "A coronal or sagittal series is left aside beside an axial one, and used alone.",
         "Name it with `--phase` if it is an acquisition of its own.",
     ),
     "W_NO_RESCALE": Notice(

@@ -242,4 +242,6 @@ def _nothing_usable(
     coded = [v for v in verdicts if v.code in REMEDIES]
     best = max(coded, key=lambda v: (v.code not in _LEAST_TELLING, v.n_files), default=None)
     code = best.code if best is not None and best.code is not None else "E_NO_IMAGE"
-    return refuse(code, f"No series of {name} can be used. {listed}.")
+    error = refuse(code, f"No series of {name} can be used. {listed}.")
+    error.verdicts = tuple(verdicts)
+    return error
