@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from hepar.geometry import Box, Grid
+from hepar.geometry import Box, Grid, Lattice
 
 
 class Phase(StrEnum):
@@ -106,7 +106,10 @@ class Series:
         verdict: how it was read.
         tags: DICOM keywords (or `FileName`) with their text: evidence for the phase.
         assigned: the phase the user gave, if any.
-        files: source files in slice order, z index ascending; empty for NIfTI.
+        files: source files in slice order, z index ascending; empty for NIfTI, and for DICOM that
+            came in an archive.
+        lattice: the file's own voxels where their axes are not orthogonal; `volume` then lies on
+            an orthogonal grid around them.
     """
 
     volume: Volume
@@ -114,6 +117,7 @@ class Series:
     tags: Mapping[str, str] = field(default_factory=dict)
     assigned: Phase | None = None
     files: tuple[str, ...] = ()
+    lattice: Lattice | None = None
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ EVIDENCE = (
     "SeriesNumber",
     "AcquisitionNumber",
     "BodyPartExamined",
+    "BurnedInAnnotation",
     "Manufacturer",
     "ConvolutionKernel",
     "SliceThickness",

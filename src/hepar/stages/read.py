@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from hepar.errors import InputRefused, UsageError
+from hepar.errors import HeparError, InputRefused, UsageError
+from hepar.geometry import Lattice
+from hepar.io.archive import is_archive, unpack
+from hepar.io.atomic import private_folder, sweep_private
 from hepar.io.dicom import Reading, numbered, readings_of, refuse_several_patients
 from hepar.io.dicom_headers import Header, Scan, read_header, scan_files, walk_files
 from hepar.io.dicom_pixels import quiet
 from hepar.io.hounsfield import implausible
-from hepar.io.nifti import is_nifti_name, read_nifti
+from hepar.io.nifti import is_nifti_name, read_ct, split_part
+from hepar.io.privacy import Mask, names_in, people_in, public_name
 from hepar.io.refusal import REMEDIES, refuse
 from hepar.study import Phase, SeriesVerdict, Study
 
@@ -22,8 +27,17 @@ log = logging.getLogger(__name__)
 
 # Said of a study only when nothing more telling can be said.
 _LEAST_TELLING = ("E_WRONG_MODALITY", "E_TOO_FEW_SLICES")
+BURNED_IN = "BurnedInAnnotation"
 _MAX_TILT_FROM_AXIAL = 0.7
 _MAX_LISTED = 12
+
+
+@dataclass(frozen=True)
+class NiftiReading(Reading):
+    """A NIfTI file as it came through its door; the last two fields are those of `CtFile`."""
+
+    notes: tuple[str, ...] = ()
+    lattice: Lattice | None = None
 
 
 def read_study(source: Path | None, phases: Mapping[Phase, Path] | None = None) -> Study:
@@ -31,12 +45,14 @@ def read_study(source: Path | None, phases: Mapping[Phase, Path] | None = None) 
 
     Args:
         source: a NIfTI file, a folder of NIfTI files, a DICOM folder (series in subfolders or
-            mixed), or one DICOM file, which stands for its series. None when `phases` says all.
-        phases: an explicit NIfTI file or one-series DICOM folder for a phase; these are not read
-            again from `source`.
+            mixed), one DICOM file, which stands for its series, or an archive of any of them. None
+            when `phases` says all.
+        phases: an explicit NIfTI file, a volume of a 4D one (`FILE.nii.gz#1`, from 0) or a
+            one-series DICOM folder or archive for a phase; these are not read again from `source`.
 
     Returns:
-        At least one usable series, explicit phases first, and a verdict on everything found.
+        At least one usable series, explicit phases first, and a verdict on everything found. What
+        names a person is masked in every text.
 
     Raises:
         UsageError: `E_PHASE_TWICE`.
@@ -48,22 +64,65 @@ def read_study(source: Path | None, phases: Mapping[Phase, Path] | None = None) 
         raise UsageError(
             "E_PHASE_TWICE", "read", "One path is given as two phases.", "Give each phase its own."
         )
-    with quiet():
-        scans = {phase: _scan(path) for phase, path in given.items()}
-        taken = _files_of(given.values())
-        rest = _scan(Path(source), taken) if source is not None else ([], Scan())
-        headers = [h for _, scan in (*scans.values(), rest) for h in scan.headers]
-        refuse_several_patients(_distinct(headers))
-        readings: list[Reading] = []
-        for phase, (niftis, scan) in scans.items():
-            readings.extend(_explicit(phase, given[phase], niftis, scan))
-        if source is not None:
-            readings.extend(_all_readings(*rest, Path(source)))
-    readings = _without_needless_reformats(readings)
+    sweep_private()
+    places = [*given.values(), *([Path(source)] if source is not None else [])]
+    mask = Mask(names_in([*places, *(place.resolve() for place in places)]))
+    try:
+        with ExitStack() as stack, quiet():
+            folders = {path: _opened(path, stack, mask) for path in places}
+            given = {phase: folders[path] for phase, path in given.items()}
+            study = _read(folders[Path(source)] if source is not None else None, given, mask)
+    except HeparError as error:
+        raise mask.on_error(error) from None
+    gone = [str(folder) for path, folder in folders.items() if folder != path]
+    # Files of an archive are no longer there.
+    series = (
+        replace(s, files=()) if s.files[:1] and _below(s.files[0], gone) else s
+        for s in study.series
+    )
+    return replace(study, series=tuple(series))
+
+
+def _below(file: str, folders: Sequence[str]) -> bool:
+    return any(Path(file).is_relative_to(folder) for folder in folders)
+
+
+def _opened(path: Path, stack: ExitStack, mask: Mask) -> Path:
+    """A path, or the folder that an archive was unpacked to for as long as it is read."""
+    if not (path.is_file() and is_archive(path)):
+        return path
+    folder = stack.enter_context(private_folder())
+    mask.names[folder.name] = public_name(path.name)
+    unpack(path, folder)
+    return folder
+
+
+def _read(source: Path | None, given: Mapping[Phase, Path], mask: Mask) -> Study:
+    """The study at paths that hold no archive; `mask` learns what names people in it."""
+    scans = {phase: _scan(path) for phase, path in given.items()}
+    taken = _files_of(given.values())
+    rest = _scan(source, taken) if source is not None else ([], Scan())
+    found = [*scans.values(), rest]
+    headers = [h for _, scan in found for h in scan.headers]
+    for root, (niftis, scan) in zip([*given.values(), source or Path()], found, strict=True):
+        damaged = (d.path for d in scan.damaged)
+        mask.names |= names_in([*niftis, *(h.path for h in scan.headers), *damaged], root)
+    by_series = {header.series_uid: header.path for header in headers}
+    mask.people = people_in(by_series.values(), {part for h in headers for part in h.patient})
+    refuse_several_patients(_distinct(headers))
+    readings: list[Reading] = []
+    for phase, (niftis, scan) in scans.items():
+        readings.extend(_explicit(phase, given[phase], niftis, scan))
+    if source is not None:
+        readings.extend(_all_readings(*rest, source))
+    burned = {h.series_uid for h in headers if h.tags.get(BURNED_IN, "").upper() == "YES"}
+    readings = [_finished(r, mask, burned) for r in _without_needless_reformats(readings)]
     series, verdicts = numbered(readings)
     if not series:
-        raise _nothing_usable(readings, verdicts, (Path(source) if source else Path()).name)
-    warnings = _warnings(verdicts)
+        raise _nothing_usable(readings, verdicts, (source or Path()).name)
+    lattices = [r.lattice if isinstance(r, NiftiReading) else None for r in readings if r.volume]
+    series = tuple(replace(s, lattice=g) for s, g in zip(series, lattices, strict=True))
+    warnings = _warnings(readings, verdicts)
     for warning in warnings:
         log.warning(warning)
     studies = {s.tags["StudyInstanceUID"] for s in series if "StudyInstanceUID" in s.tags}
@@ -73,10 +132,31 @@ def read_study(source: Path | None, phases: Mapping[Phase, Path] | None = None) 
     return Study(series, verdicts, warnings)
 
 
+def _finished(reading: Reading, mask: Mask, burned: Set[str]) -> Reading:
+    """A reading with what names people masked, and marked where its pixels may name them."""
+    verdict = replace(
+        reading.verdict,
+        source=mask(reading.verdict.source),
+        reason=mask(reading.verdict.reason),
+        description=mask(reading.verdict.description),
+    )
+    tags = mask.on_tags(reading.tags)
+    if reading.volume is not None and tags.get("SeriesInstanceUID") in burned:
+        tags[BURNED_IN] = "YES"
+        said = "BurnedInAnnotation is YES; no pictures of this study are made"
+        verdict = replace(
+            verdict, code=verdict.code or "W_BURNED_IN", reason=f"{verdict.reason}; {said}"
+        )
+    return replace(reading, verdict=verdict, tags=tags)
+
+
 def _scan(path: Path, taken: frozenset[Path] = frozenset()) -> tuple[list[Path], Scan]:
     """NIfTI files and DICOM headers at a path, without files already taken."""
-    if not path.exists():
-        raise refuse("E_NO_IMAGE", f"{path.name} does not exist.")
+    file, part = split_part(path)
+    if not file.exists():
+        raise refuse("E_NO_IMAGE", f"{file.name} does not exist.")
+    if part is not None:
+        return [path], Scan()
     if path.is_file():
         return _scan_file(path)
     files = [file for file in walk_files(path) if file.resolve() not in taken]
@@ -107,7 +187,7 @@ def _beside(path: Path) -> list[Path]:
 def _files_of(paths: Iterable[Path]) -> frozenset[Path]:
     files: set[Path] = set()
     for path in paths:
-        members = walk_files(path) if path.is_dir() else [path]
+        members = walk_files(path) if path.is_dir() else [split_part(path)[0]]
         files.update(member.resolve() for member in members)
     return frozenset(files)
 
@@ -137,20 +217,25 @@ def _explicit(phase: Phase, path: Path, niftis: Sequence[Path], scan: Scan) -> l
 
 
 def _nifti(path: Path, root: Path) -> Reading:
-    """One NIfTI file as a series."""
+    """One NIfTI file, or the part of one that was named, as a series."""
     source = path.relative_to(root).as_posix()
     verdict = SeriesVerdict("", source, "usable", "", None, path.name, 1)
+    file, part = split_part(path)
     try:
-        volume = read_nifti(path)
-        doubt = implausible(volume.array)
+        ct = read_ct(file, part)
+        doubt = implausible(ct.volume.array)
         if doubt is not None:
             raise refuse("E_HU_IMPLAUSIBLE", f"{path.name}: {doubt}.")
     except InputRefused as error:
         refused = replace(verdict, status="refused", reason=error.message, code=error.code)
         return Reading(refused, error=error)
-    depth, rows, columns = volume.grid.shape
-    reason = f"{depth} x {rows} x {columns} voxels"
-    return Reading(replace(verdict, reason=reason), volume, {"FileName": source})
+    depth, rows, columns = ct.volume.grid.shape
+    notes = [note.partition(": ") for note in ct.notes]
+    reason = "; ".join([f"{depth} x {rows} x {columns} voxels", *(text for *_, text in notes)])
+    verdict = replace(verdict, reason=reason, code=notes[0][0] if notes else None)
+    return NiftiReading(
+        verdict, ct.volume, {"FileName": source}, notes=ct.notes, lattice=ct.lattice
+    )
 
 
 def _without_needless_reformats(readings: list[Reading]) -> list[Reading]:
@@ -184,11 +269,16 @@ def _is_axial(reading: Reading) -> bool:
     return bool(np.abs(reading.volume.grid.matrix[2, 0]) > _MAX_TILT_FROM_AXIAL)
 
 
-def _warnings(verdicts: Sequence[SeriesVerdict]) -> tuple[str, ...]:
+def _warnings(readings: Sequence[Reading], verdicts: Sequence[SeriesVerdict]) -> tuple[str, ...]:
     warnings = []
-    for verdict in verdicts:
+    for reading, verdict in zip(readings, verdicts, strict=True):
         name = f"{verdict.series_id} ({verdict.description or verdict.source})"
-        if verdict.status == "refused":
+        notes = (
+            [n.partition(": ") for n in reading.notes] if isinstance(reading, NiftiReading) else []
+        )
+        if notes:
+            warnings += [f"{code}: {name}: {text}" for code, _, text in notes]
+        elif verdict.status == "refused":
             warnings.append(f"W_SERIES_REFUSED: {name}: {verdict.code}: {verdict.reason}")
         elif verdict.code is not None and verdict.code.startswith("W_"):
             warnings.append(f"{verdict.code}: {name}: {verdict.reason}")
