@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +46,8 @@ _PLAIN_WORDS = frozenset(_PLAIN.split())
 _RUN = re.compile(r"[^\W\d_]+|\d+")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _WORD = re.compile(r"[\w.\-^+=#@~]+")
+_QUOTED_FOLDERS = re.compile(r"""(?<=['"])(?:[A-Za-z]:)?[/\\][^'"\n]*[/\\](?=[^'"/\\\n]+['"])""")
+_FOLDERS = re.compile(r"""(?<![\w.*/])/(?:[^/\s'"]+/)+(?=[^/\s'"]+)""")
 _MIN_PART = 2
 
 
@@ -69,6 +71,25 @@ def _is_plain(word: str) -> bool:
     plain = "".join(c for c in plain if not unicodedata.combining(c)).lower()
     short = len(plain) <= 2 and plain.isascii()
     return short or plain in _PLAIN_WORDS or plain in known_words()
+
+
+def public_command(arguments: Sequence[str]) -> tuple[str, ...]:
+    """The arguments of a command: flags as they are, of every path its name made public."""
+    shown = []
+    for number, argument in enumerate(arguments):
+        head, equals, tail = argument.rpartition("=")
+        name = Path(tail.replace("\\", "/")).name or tail
+        plain = number == 0 or (name.startswith("-") and not equals)
+        shown.append(head + equals + (name if plain else public_name(name)))
+    return tuple(shown)
+
+
+def scrub(text: str, arguments: Sequence[str]) -> str:
+    """A message or traceback without folders, and without names in the arguments of a command."""
+    text = _QUOTED_FOLDERS.sub("", text)
+    text = _FOLDERS.sub("", text)
+    paths = [Path(a.rpartition("=")[2].replace("\\", "/")) for a in arguments if a[:1] != "-"]
+    return Mask(names_in(Path(part) for path in paths for part in path.parts))(text)
 
 
 @dataclass

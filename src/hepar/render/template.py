@@ -27,12 +27,16 @@ TYPE_NAMES = {
     "tumor-free": "No lesion",
 }
 WARNING_TITLES = {
+    "W_BURNED_IN": "Text in the pixels: no pictures",
     "W_LIVER_TRUNCATED": "Liver cut by the field of view",
     "W_LIVER_VOLUME": "Unusual liver volume",
+    "W_NONFINITE": "Values that are no numbers",
     "W_PHASE_ASSUMED": "Phase assumed",
     "W_PHASE_COVERAGE": "Phase covers only part of the body",
     "W_PHASE_TAG_CONFLICT": "Conflicting evidence for a phase",
     "W_REG_REJECTED": "Phase not registered",
+    "W_SHEAR": "Voxels without right angles",
+    "W_UNITS": "Header not in millimeters",
 }
 
 
