@@ -230,7 +230,9 @@ class Lattice:
         """
         linear = self.affine[:3, :3]
         units = linear / np.linalg.norm(linear, axis=0)
-        a, b = min(((0, 1), (0, 2), (1, 2)), key=lambda p: abs(units[:, p[0]] @ units[:, p[1]]))
+        # The first of equals: rows and columns.
+        cosines = {(a, b): abs(units[:, a] @ units[:, b]) for a, b in ((1, 2), (0, 2), (0, 1))}
+        a, b = min(cosines, key=lambda pair: round(cosines[pair], 3))
         c = 3 - a - b
         matrix = np.empty((3, 3))
         matrix[:, a] = units[:, a]
