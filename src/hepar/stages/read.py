@@ -105,8 +105,8 @@ def _read(source: Path | None, given: Mapping[Phase, Path], mask: Mask) -> Study
     found = [*scans.values(), rest]
     headers = [h for _, scan in found for h in scan.headers]
     for root, (niftis, scan) in zip([*given.values(), source or Path()], found, strict=True):
-        damaged = (d.path for d in scan.damaged)
-        mask.names |= names_in([*niftis, *(h.path for h in scan.headers), *damaged], root)
+        paths = [*niftis, *(file.path for file in (*scan.headers, *scan.damaged))]
+        mask.names |= names_in(sorted(paths), root)
     by_series = {header.series_uid: header.path for header in headers}
     mask.people = people_in(by_series.values(), {part for h in headers for part in h.patient})
     refuse_several_patients(_distinct(headers))
