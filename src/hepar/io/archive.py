@@ -6,6 +6,7 @@ may lie. Links, devices and names that leave the folder are refused.
 
 from __future__ import annotations
 
+import errno
 import lzma
 import sys
 import tarfile
@@ -23,6 +24,7 @@ from hepar.io.refusal import refuse
 
 _CHUNK = 2**20
 _LOCAL_HEADER_BYTES = 30
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,8 @@ def _typed(name: str) -> Iterator[None]:
     except FileExistsError as error:
         raise refuse("E_ARCHIVE", f"{name} holds one file twice.") from error
     except OSError as error:
-        if error.errno is None:  # bz2 says so of a damaged stream
+        # bz2 gives no number for a damaged stream; other numbers are about places in the archive.
+        if error.errno not in _OF_THE_DISK:
             raise refuse("E_CORRUPT", f"{name} cannot be unpacked: {error}.") from error
         raise ResourceExhausted(
             "E_OUTPUT_WRITE",

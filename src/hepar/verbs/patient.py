@@ -23,11 +23,13 @@ from hepar.console import (
 from hepar.errors import HeparError, UsageError
 from hepar.verbs.options import Device, Json, Out, Phases, Quiet
 
+_STUDY = "DICOM folder, NIfTI file, folder of either, or a zip or tar archive of them."
+
 
 def segment(
     study: Annotated[
         Positional[Path | None],
-        arg(metavar="STUDY", help="DICOM folder, NIfTI file, or folder of either."),
+        arg(metavar="STUDY", help=_STUDY),
     ] = None,
     /,
     *,
@@ -70,7 +72,7 @@ def segment(
 def inspect(
     study: Annotated[
         Positional[Path],
-        arg(metavar="STUDY", help="DICOM folder, NIfTI file, or folder of either."),
+        arg(metavar="STUDY", help=_STUDY),
     ],
     /,
     *,
