@@ -13,6 +13,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import pydicom
 import pytest
 from canary_study import CANARIES, Run, canary_run, grid_of, hu_at, places, run, write_study
 from hypothesis import given
@@ -238,18 +239,19 @@ def test_closed_form_PR01_what_a_header_says_is_masked_in_every_spelling():
         assert mask(text) == shown
 
 
-def test_property_PR04_burned_in_text_suppresses_pictures(tmp_path):
-    # Only one slice says so, and not the first.
-    files = write_study(tmp_path / "study")
-    import pydicom
+@pytest.mark.parametrize("also", ["", "MONOCHROME1"])
+def test_property_PR04_burned_in_text_suppresses_pictures(tmp_path, also):
+    def change(data: pydicom.Dataset) -> None:
+        # Only one slice says so, and not the first.
+        data.BurnedInAnnotation = "YES" if data.InstanceNumber == 8 else "NO"
+        data.PhotometricInterpretation = also or data.PhotometricInterpretation
 
-    data = pydicom.dcmread(files[7])
-    data.BurnedInAnnotation = "YES"
-    data.save_as(files[7])
+    write_study(tmp_path / "study", change=change)
     found = run(tmp_path / "out", "segment", tmp_path / "study", "-o", tmp_path / "out")
     assert found.code == 0, found.said
     findings = json.loads((found.out / "findings.json").read_text())
-    assert any(w.startswith("W_BURNED_IN: ") for w in findings["warnings"])
+    assert sum(w.startswith("W_BURNED_IN: ") for w in findings["warnings"]) == 1
+    assert any("W_MONOCHROME1: " in w for w in findings["warnings"]) == bool(also)
     assert findings["lesions"]
     page = (found.out / "report.html").read_text()
     assert "data:image" not in page

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 # Said of a study only when nothing more telling can be said.
 _LEAST_TELLING = ("E_WRONG_MODALITY", "E_TOO_FEW_SLICES")
 BURNED_IN = "BurnedInAnnotation"
+_NO_PICTURES = f"{BURNED_IN} is YES; no pictures of this study are made"
 _MAX_TILT_FROM_AXIAL = 0.7
 _MAX_LISTED = 12
 
@@ -105,7 +106,7 @@ def _read(source: Path | None, given: Mapping[Phase, Path], mask: Mask) -> Study
     found = [*scans.values(), rest]
     headers = [h for _, scan in found for h in scan.headers]
     for root, (niftis, scan) in zip([*given.values(), source or Path()], found, strict=True):
-        paths = [*niftis, *(file.path for file in (*scan.headers, *scan.damaged))]
+        paths = [*niftis, *(h.path for h in scan.headers), *(d.path for d in scan.damaged)]
         mask.names |= names_in(sorted(paths), root)
     by_series = {header.series_uid: header.path for header in headers}
     mask.people = people_in(by_series.values(), {part for h in headers for part in h.patient})
@@ -141,12 +142,12 @@ def _finished(reading: Reading, mask: Mask, burned: Set[str]) -> Reading:
         description=mask(reading.verdict.description),
     )
     tags = mask.on_tags(reading.tags)
+    tags.pop(BURNED_IN, None)
     if reading.volume is not None and tags.get("SeriesInstanceUID") in burned:
+        # Said of any of its images, it holds for the series.
         tags[BURNED_IN] = "YES"
-        said = "BurnedInAnnotation is YES; no pictures of this study are made"
-        verdict = replace(
-            verdict, code=verdict.code or "W_BURNED_IN", reason=f"{verdict.reason}; {said}"
-        )
+        code, reason = verdict.code or "W_BURNED_IN", f"{verdict.reason}; {_NO_PICTURES}"
+        verdict = replace(verdict, code=code, reason=reason)
     return replace(reading, verdict=verdict, tags=tags)
 
 
@@ -282,6 +283,8 @@ def _warnings(readings: Sequence[Reading], verdicts: Sequence[SeriesVerdict]) ->
             warnings.append(f"W_SERIES_REFUSED: {name}: {verdict.code}: {verdict.reason}")
         elif verdict.code is not None and verdict.code.startswith("W_"):
             warnings.append(f"{verdict.code}: {name}: {verdict.reason}")
+        if reading.tags.get(BURNED_IN) == "YES" and verdict.code != "W_BURNED_IN":
+            warnings.append(f"W_BURNED_IN: {name}: {_NO_PICTURES}")
     return tuple(warnings)
 
 
