@@ -183,7 +183,7 @@ def test_header_size_is_limited(folder: Path, data: bytes) -> None:
     _replace_weights(folder, data)
     with pytest.raises(ModelIntegrityError) as caught:
         load_bundle(folder).model("liver")
-    assert caught.value.code == "E_MODEL_WEIGHTS"
+    assert caught.value.code == "E_SAFETENSORS"
 
 
 def test_export_refuses_weights_of_another_system(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_property_classifier_round_trip(tmp_path: Path, folder: Path) -> None:
     damaged = write_bundle(tmp_path / "bad", {"diagnose": part}, name="x", version="1")
     with pytest.raises(ModelIntegrityError) as caught:
         damaged.classifier()
-    assert caught.value.code == "E_MODEL_WEIGHTS"
+    assert caught.value.code == "E_SAFETENSORS"
 
 
 def test_default_bundle_is_named_when_absent() -> None:

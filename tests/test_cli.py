@@ -150,7 +150,7 @@ def test_closed_form_a_label_elsewhere_in_the_patient_is_refused_in_mm(tmp_path,
         write_nifti(tmp_path / f"{name}.nii.gz", np.zeros(grid.shape, np.uint8), grid)
     exit_code, _, err = run(capsys, "evaluate", tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", "-q")
     assert exit_code == 10
-    assert "E_GEOMETRY_MISMATCH" in err
+    assert "E_GRID_MISMATCH" in err
     assert "7.50 mm" in err
 
 

@@ -152,9 +152,9 @@ def moved(grid: Grid, mm: float) -> Grid:
 @pytest.mark.parametrize(
     ("label", "grid", "code", "words"),
     [
-        (case()[0], moved(GRID, 3.5), "E_GEOMETRY_MISMATCH", "3.50 mm apart"),
+        (case()[0], moved(GRID, 3.5), "E_GRID_MISMATCH", "3.50 mm apart"),
         (case()[0][:10], GRID.axial((10, 32, 32), SPACING), "E_LABEL_SHAPE", "4.00 mm apart"),
-        (case()[0], GRID.axial(GRID.shape, (2.0, 1.0, 1.1)), "E_GEOMETRY_MISMATCH", "3.10 mm"),
+        (case()[0], GRID.axial(GRID.shape, (2.0, 1.0, 1.1)), "E_GRID_MISMATCH", "3.10 mm"),
         (case()[0] + 1, GRID, "E_LABEL_VALUES", "label 3"),
     ],
 )

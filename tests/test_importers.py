@@ -313,7 +313,7 @@ def test_property_a_bad_case_is_refused_and_the_others_go_on(tmp_path):
         "volume-1": "E_NO_TRUTH",
         "volume-2": "E_LABEL_VALUES",
         "volume-3": "E_HU_IMPLAUSIBLE",
-        "volume-4": "E_LABEL_GRID",
+        "volume-4": "E_GRID_MISMATCH",
         "volume-5": "E_CASE_FILES",
     }
     assert all(c["reason"] and c["remedy"] for c in document["cases"] if c["status"] == "refused")
@@ -332,7 +332,7 @@ def test_property_a_scan_that_is_there_twice_is_used_once(tmp_path):
     write_nifti(source / "volume-9.nii", turned, GRID)
     write_nifti(source / "segmentation-9.nii", small_label()[:, ::-1].copy(), GRID)
     document = prepare(source, "lits", tmp_path / "cohort")
-    assert refusals(document) == {"volume-9": "E_SAME_SCAN"}
+    assert refusals(document) == {"volume-9": "E_LEAKAGE"}
 
 
 def test_property_scans_of_another_cohort_are_excluded(tmp_path):
@@ -342,7 +342,7 @@ def test_property_scans_of_another_cohort_are_excluded(tmp_path):
     document = prepare(
         tmp_path / "lits", "lits", tmp_path / "cohort", exclude=tmp_path / "test" / "cohort.csv"
     )
-    assert refusals(document) == {"volume-1": "E_SAME_SCAN", "volume-2": "E_SAME_SCAN"}
+    assert refusals(document) == {"volume-1": "E_LEAKAGE", "volume-2": "E_LEAKAGE"}
     assert "liver_1" in document["cases"][1]["reason"]
 
 
@@ -607,7 +607,7 @@ def test_property_what_is_ambiguous_is_refused():
     for mask, image in cases:
         with pytest.raises(InputRefused) as caught:
             place(mask, image, "mask")
-        assert caught.value.code == "E_LABEL_GRID"
+        assert caught.value.code == "E_GRID_MISMATCH"
 
 
 def test_closed_form_a_mirrored_patient_is_told():
@@ -725,7 +725,7 @@ def test_property_links_and_doubles_are_refused(tmp_path):
 def test_property_archives_are_read_under_caps(tmp_path):
     archive = zipped(tmp_path / "a.zip", {f"m/{n}": bytes(10_000) for n in range(20)})
     for caps, code in (
-        (Caps(entries=19), "E_BOMB"),
+        (Caps(entries=19), "E_ARCHIVE"),
         (Caps(total_bytes=100_000), "E_BOMB"),
         (Caps(ratio=2.0, free_bytes=0), "E_BOMB"),
     ):

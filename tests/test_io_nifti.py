@@ -228,20 +228,20 @@ def _nan() -> np.ndarray:
     return values
 
 
-def _sheared() -> np.ndarray:
+def _flat() -> np.ndarray:
     affine = _AFFINE.copy()
-    affine[1, 2] = 1.3
+    affine[1, 2] = 9.0
     return affine
 
 
 REFUSED: dict[str, tuple[str, Callable[[], Any]]] = {
     "conflict": ("E_AFFINE_CONFLICT", _conflict),
     "no affine": ("E_NO_AFFINE", lambda: nib.Nifti1Image(_xyz(), None)),
-    "nan": ("E_NOT_FINITE", lambda: _image(_nan())),
+    "nan": ("E_NONFINITE", lambda: _image(_nan())),
     "4D": ("E_NDIM", lambda: _image(np.stack([_xyz()] * 2, -1))),
     "2D": ("E_NDIM", lambda: _image(_xyz()[..., 0])),
     "complex": ("E_DTYPE", lambda: _image(_xyz().astype(np.complex64))),
-    "shear": ("E_SHEARED", lambda: nib.Nifti1Image(_xyz(), _sheared())),
+    "flat": ("E_AFFINE", lambda: nib.Nifti1Image(_xyz(), _flat())),
     "meters meant as mm": (
         "E_UNITS",
         lambda: _with(lambda i: i.header.set_xyzt_units("meter"), _image()),

@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
             config=(AvoidSubcommands, FlagCreatePairsOff),
         )
     except HeparError as error:
+        error.message = _without_names(error.message, arguments)
         if "--json" in arguments:
             sys.stdout.write(json.dumps({"error": error.as_dict()}, indent=2) + "\n")
         complain(error)
@@ -49,9 +50,18 @@ def main(argv: list[str] | None = None) -> None:
         sys.stderr.write("hepar: interrupted\n")
         raise SystemExit(130) from None
     except Exception:
-        traceback.print_exc()
+        sys.stderr.write(_without_names(traceback.format_exc(), arguments))
         sys.stderr.write("hepar: this is a bug of hepar; please report the lines above\n")
         raise SystemExit(EXIT_INTERNAL) from None
+
+
+def _without_names(text: str, arguments: list[str]) -> str:
+    """What is said of a patient's study, without what its files and folders are called."""
+    if arguments[:1] not in (["segment"], ["inspect"]):
+        return text
+    from hepar.io.privacy import scrub
+
+    return scrub(text, arguments[1:])
 
 
 if __name__ == "__main__":

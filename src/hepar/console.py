@@ -214,8 +214,17 @@ def format_findings(findings: Findings, out: Path) -> str:
     if not findings.lesions:
         lines.append("no lesion found")
     lines += list(findings.warnings)
-    lines.append(f"report: {out / 'report.html'}")
+    lines.append(f"report: {_place(out / 'report.html')}")
     return "\n".join(lines) + "\n"
+
+
+def _place(path: Path) -> str:
+    """A path as it was given; where others may read it, only if it names nobody."""
+    from hepar.io.privacy import public_name
+
+    if sys.stdout.isatty() or public_name(path.as_posix()) == path.as_posix():
+        return str(path)
+    return f"{path.name} in the folder that was named"
 
 
 def format_scores(document: dict[str, Any]) -> str:

@@ -195,6 +195,64 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Lattice:
+    """Voxels whose axes are not orthogonal, as a tilted gantry or a sheared affine leaves them.
+
+    Attributes:
+        shape: voxels along `(z, y, x)`.
+        rows: row-major 3x4 matrix from `(z, y, x, 1)` indices to LPS mm.
+    """
+
+    shape: Index
+    rows: tuple[float, ...]
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """4x4 matrix from `(z, y, x, 1)` voxel indices to `(x, y, z, 1)` LPS mm."""
+        affine = np.eye(4)
+        affine[:3] = np.asarray(self.rows, dtype=np.float64).reshape(3, 4)
+        return affine
+
+    def index_to_world(self, index: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """LPS mm `(..., 3)` of voxel indices `(..., 3)`."""
+        affine = self.affine
+        return np.asarray(np.asarray(index, dtype=np.float64) @ affine[:3, :3].T + affine[:3, 3])
+
+    def world_to_index(self, world_mm: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Continuous voxel indices `(..., 3)` of LPS mm `(..., 3)`."""
+        inverse = np.linalg.inv(self.affine)
+        points = np.asarray(world_mm, dtype=np.float64)
+        return np.asarray(points @ inverse[:3, :3].T + inverse[:3, 3])
+
+    def upright(self) -> Grid:
+        """The orthogonal grid around these voxels.
+
+        The two axes nearest to a right angle stay as they are and the third becomes their normal,
+        so that the slices of a tilted gantry remain slices, each shifted within its own plane.
+        """
+        linear = self.affine[:3, :3]
+        units = linear / np.linalg.norm(linear, axis=0)
+        # The first of equals: rows and columns.
+        cosines = {(a, b): abs(units[:, a] @ units[:, b]) for a, b in ((1, 2), (0, 2), (0, 1))}
+        a, b = min(cosines, key=lambda pair: round(cosines[pair], 3))
+        c = 3 - a - b
+        matrix = np.empty((3, 3))
+        matrix[:, a] = units[:, a]
+        matrix[:, c] = np.cross(units[:, a], units[:, b])
+        matrix[:, c] *= np.sign(matrix[:, c] @ units[:, c]) / np.linalg.norm(matrix[:, c])
+        matrix[:, b] = np.cross(matrix[:, c], matrix[:, a])
+        matrix[:, b] *= np.sign(matrix[:, b] @ units[:, b])
+        spacing = np.abs((matrix * linear).sum(axis=0))
+        corners = np.array(list(np.ndindex(2, 2, 2))) * (np.asarray(self.shape) - 1)
+        reach = corners @ linear.T @ matrix / spacing
+        first = np.floor(reach.min(axis=0) + 1e-6)
+        z, y, x = (np.ceil(reach.max(axis=0) - 1e-6) - first + 1).astype(int)
+        origin = self.affine[:3, 3] + matrix @ (spacing * first)
+        direction = tuple(float(v) for v in matrix.ravel())
+        return Grid((int(z), int(y), int(x)), _triple(spacing), _triple(origin), direction)
+
+
+@dataclass(frozen=True)
 class Displacement:
     """A smooth field of displacements on its own, usually coarse, grid.
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hepar.infer.bundle import Bundle
 from hepar.infer.tiling import Tiling
-from hepar.io.atomic import staged_folder
+from hepar.io.atomic import check_writable, staged_folder
 from hepar.io.ingest import listing
+from hepar.io.privacy import public_command
 from hepar.io.stale import set_aside
-from hepar.provenance import Provenance
+from hepar.provenance import Provenance, sha256_json
 from hepar.stages.diagnose import diagnose
 from hepar.stages.harmonize import harmonize
 from hepar.stages.liver import find_liver
 from hepar.stages.phases import assign_phases
 from hepar.stages.read import read_study
 from hepar.stages.register import register
-from hepar.stages.report import RESULTS, compose, write_report
+from hepar.stages.report import RESULTS, compose, input_sha256, write_report
 from hepar.stages.tumor import find_lesions
 from hepar.study import Diagnosis, Findings, LesionMap, LiverCase, Phase
 
@@ -87,11 +89,15 @@ class Pipeline:
         probabilities: bool = False,
     ) -> Findings:
         """Run, and leave the results in `out`: all of them, or nothing, but never older ones."""
+        check_writable(out)
+        settings = {"phases": sorted(stated or ()), "probabilities": probabilities}
+        hashes = {"model": self.bundle.sha256, "settings": sha256_json(settings)}
         provenance = Provenance.begin(
-            device=self.tiling.device, hashes={"model": self.bundle.sha256}
+            public_command(sys.argv), device=self.tiling.device, hashes=hashes
         )
         with set_aside(out, RESULTS):
             case = self.run(source, stated, uncertainty=probabilities)
+            provenance = provenance.of_input(input_sha256(case.liver.aligned.phased))
             findings = compose(case.liver, case.lesions, case.diagnosis, provenance)
             self.progress("write the report")
             with staged_folder(out) as staged:

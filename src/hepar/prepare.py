@@ -216,7 +216,7 @@ def _refuse_known(prints: Mapping[Phase, Fingerprint], cohort: _Cohort) -> None:
             if index is not None and (hit := index.find(scan)) is not None:
                 case, other, share = hit
                 raise refuse(
-                    "E_SAME_SCAN",
+                    "E_LEAKAGE",
                     f"Its {phase} image is that of case {case} ({other}) of {where}: "
                     f"{100 * share:.0f} % of the slices are the same.",
                     "prepare",

@@ -8,13 +8,14 @@ down to their names: a folder name may hold what nobody wants in a report.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import random
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -76,6 +77,10 @@ class Provenance:
             dict(hashes or {}),
         )
 
+    def of_input(self, sha256: str) -> Provenance:
+        """The same record with the digest of what was read."""
+        return replace(self, hashes={**self.hashes, "input": sha256})
+
     def stable(self) -> dict[str, Any]:
         """What determines the numbers: the same for the same input, program and device."""
         return {
@@ -133,6 +138,11 @@ def sha256_file(path: Path) -> str:
         while piece := stream.read(_CHUNK):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def sha256_json(document: Mapping[str, Any]) -> str:
+    """SHA-256 of plain data, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_tree(folder: Path, pattern: str = "*") -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from hepar.geometry import Array, Box, Displacement, Grid
+from hepar.geometry import Array, Box, Displacement, Grid, Lattice
 
 _SLAB_VOXELS = 2_000_000
 
@@ -63,6 +63,24 @@ def resample(
             sigma = np.where(widths > 1.0, 0.35 * np.sqrt(np.maximum(widths**2 - 1, 0)), 0.0)
             array = ndimage.gaussian_filter(array.astype(np.float32), sigma, mode="nearest")
     return _resample_anywhere(array, source, target, order, fill, displacement)
+
+
+def resample_lattice(
+    array: Array, source: Grid | Lattice, target: Grid | Lattice, *, order: int = 1, fill: float
+) -> Array:
+    """Sample a volume from, or at, voxels whose axes are not orthogonal.
+
+    Args:
+        array: `(z, y, x)` on `source`.
+        source: where the values lie.
+        target: where they are wanted.
+        order: 1 linear, 0 nearest.
+        fill: value outside the source.
+
+    Returns:
+        `(z, y, x)` on `target`; float32 for order 1, the dtype of `array` for order 0.
+    """
+    return _resample_anywhere(array, source, target, order, fill, None)
 
 
 def _averaging_weights(
@@ -171,8 +189,8 @@ def _slabs(count: int, row_voxels: int) -> Iterator[slice]:
 
 def _resample_anywhere(
     array: Array,
-    source: Grid,
-    target: Grid,
+    source: Grid | Lattice,
+    target: Grid | Lattice,
     order: int,
     fill: float | None,
     displacement: Displacement | None,
@@ -187,6 +205,7 @@ def _resample_anywhere(
         index = np.stack(np.meshgrid(z[rows], y, x, indexing="ij"), axis=-1)
         world = target.index_to_world(index)
         if displacement is not None:
+            assert isinstance(target, Grid)
             slab = target.crop(Box((rows.start, 0, 0), (rows.stop, *target.shape[1:])))
             world += _displacement_on(displacement, slab)
         at = np.moveaxis(source.world_to_index(world), -1, 0)

@@ -1,6 +1,8 @@
 """YAML that a person writes, checked by a pydantic model: reading, merging, and naming the mistake.
 
-Plain problems raise `ValueError` with a sentence; the caller gives them its own code and remedy.
+Plain problems raise `ValueError` with a sentence; the caller gives them its own code and remedy. A
+document made to do harm is refused with `E_YAML`: one that names a Python object, is longer than a
+person writes, or repeats itself by aliases until it fills the memory.
 """
 
 from __future__ import annotations
@@ -14,8 +16,12 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from hepar.errors import UsageError
+
 Tree = dict[str, Any]
 TAGS = ("name", "kind")
+_MAX_BYTES = 2**20
+_MAX_NODES = 100_000
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
@@ -42,9 +48,65 @@ def read(path: Path, base: Path | None = None) -> Tree:
     return merge(below, tree)
 
 
+def load(text: bytes | str, name: str) -> Any:
+    """A document of plain data, as `yaml.safe_load` reads it.
+
+    Args:
+        text: the document.
+        name: of its file, for messages.
+
+    Raises:
+        UsageError: `E_YAML`, it is larger or more deeply nested than a person writes, aliases make
+            it large, or it names an object.
+        yaml.YAMLError: it is not YAML.
+    """
+    if len(text) > _MAX_BYTES:
+        raise _hostile(f"{name} holds {len(text)} bytes; {_MAX_BYTES} are allowed.")
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        # Counted before anything is made of it: aliases and merge keys repeat what they name.
+        if _is_longer(node, _MAX_NODES):
+            raise _hostile(f"{name} repeats itself by aliases to more than {_MAX_NODES} values.")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise _hostile(f"{name} is nested too deeply.") from None
+    except yaml.constructor.ConstructorError as error:
+        if "!" not in str(error.problem) and "tag:" not in str(error.problem):
+            raise
+        raise _hostile(f"{name} names an object: {error.problem}.") from None
+    finally:
+        loader.dispose()
+
+
+def _is_longer(node: yaml.Node, limit: int) -> bool:
+    """Whether a document has more than `limit` values, each counted as often as it is named."""
+    waiting, count = [node], 0
+    while waiting:
+        here = waiting.pop()
+        count += 1
+        if count + len(waiting) > limit:
+            return True
+        if isinstance(here, yaml.SequenceNode):
+            waiting += here.value
+        elif isinstance(here, yaml.MappingNode):
+            waiting += [part for pair in here.value for part in pair]
+    return False
+
+
+def _hostile(message: str) -> UsageError:
+    return UsageError(
+        "E_YAML", "recipe", message, "Use a file of plain values, and only one that you trust."
+    )
+
+
 def _read_one(path: Path) -> Tree:
     try:
-        tree = _numbers(yaml.safe_load(path.read_text(encoding="utf-8")))
+        if path.stat().st_size > _MAX_BYTES:
+            raise _hostile(f"{path.name} holds {path.stat().st_size} bytes.")
+        tree = _numbers(load(path.read_text(encoding="utf-8"), path.name))
     except OSError as error:
         raise ValueError(f"Cannot read {path.name}: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -97,7 +159,7 @@ def apply(tree: Mapping[str, Any], override: str) -> Tree:
     if not equals or not all(names):
         raise ValueError(f"--set {override!r} is not of the form a.b=c.")
     try:
-        value = _numbers(yaml.safe_load(text))
+        value = _numbers(load(text, "--set"))
     except yaml.YAMLError:
         raise ValueError(f"--set {override!r}: {text!r} is not a YAML value.") from None
     result = dict(tree)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from hepar.geometry import Box, Grid
+from hepar.geometry import Box, Grid, Lattice
 
 
 class Phase(StrEnum):
@@ -132,7 +132,9 @@ class Series:
         verdict: how it was read.
         tags: DICOM keywords (or `FileName`) with their text: evidence for the phase.
         assigned: the phase the user gave, if any.
-        frames: the images it was made of; None for NIfTI.
+        frames: the images it was made of; None for NIfTI, and for DICOM that came in an archive.
+        lattice: the file's own voxels where their axes are not orthogonal; `volume` then lies on
+            an orthogonal grid around them.
     """
 
     volume: Volume
@@ -140,6 +142,7 @@ class Series:
     tags: Mapping[str, str] = field(default_factory=dict)
     assigned: Phase | None = None
     frames: Frames | None = None
+    lattice: Lattice | None = None
 
 
 @dataclass(frozen=True)

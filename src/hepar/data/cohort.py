@@ -31,6 +31,7 @@ from hepar.systems.base import InputSpec
 PHASE_COLUMNS = {phase: phase.value.lower() for phase in PHASE_ORDER}
 MASK_COLUMNS = ("liver", "label", "instances")
 _KNOWN = ("case_id", "patient_id", *PHASE_COLUMNS.values(), "reference", *MASK_COLUMNS, "fold")
+SAME_VOXELS = 0.1  # how far a mask may lie from its image, in voxels
 _VERSION = 2  # of what `prepare` makes
 
 
@@ -68,11 +69,13 @@ def read_cohort(path: Path, *, need: tuple[str, ...] = ()) -> tuple[CohortCase, 
             test split no fold is asked, and one that is given is not used.
 
     Raises:
-        InputRefused: `E_COHORT`, naming the row and column of every problem.
+        InputRefused: `E_COHORT`, naming the row and column of every problem; `E_LEAKAGE` where a
+            patient is in two folds.
     """
     path = Path(path)
     rows = _rows(path, ("case_id", "patient_id", *need))
     problems: list[str] = []
+    leaks = False
     cases: list[CohortCase] = []
     seen: dict[str, int] = {}
     folds: dict[str, tuple[int | None, int]] = {}
@@ -87,6 +90,7 @@ def read_cohort(path: Path, *, need: tuple[str, ...] = ()) -> tuple[CohortCase, 
             problems.append(f"line {number}: case_id {case.case_id} is already on line {first}")
         fold, first = folds.setdefault(case.patient_id, (case.fold, number))
         if fold != case.fold:
+            leaks = True
             problems.append(
                 f"line {number}: patient {case.patient_id} is in {_fold_name(case.fold)}, "
                 f"but in {_fold_name(fold)} on line {first}"
@@ -96,7 +100,7 @@ def read_cohort(path: Path, *, need: tuple[str, ...] = ()) -> tuple[CohortCase, 
     if not rows:
         problems.append("no cases")
     if problems:
-        raise _refuse(path, problems)
+        raise _refuse(path, problems, "E_LEAKAGE" if leaks else "E_COHORT")
     return tuple(cases)
 
 
@@ -104,10 +108,10 @@ def _fold_name(fold: int | None) -> str:
     return "no fold" if fold is None else f"fold {fold}"
 
 
-def _refuse(path: Path, problems: list[str]) -> InputRefused:
+def _refuse(path: Path, problems: list[str], code: str = "E_COHORT") -> InputRefused:
     shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if problems[8:] else "")
     return InputRefused(
-        "E_COHORT",
+        code,
         "cohort",
         f"{path.name}: {shown}.",
         "Correct the table; paths are relative to it, and a patient belongs to one fold.",
@@ -231,13 +235,35 @@ class CohortCases:
         return self.train[index].case_id
 
     def fingerprint(self) -> str:
-        """Hash of the cases of either kind and of the content of their files."""
+        """Hash of the cases of either kind and of the content of their files.
+
+        Raises:
+            InputRefused: `E_LEAKAGE`, a held-out case is one of the training cases by another name.
+        """
+        self._refuse_copies()
         return content_key(
             {
                 name: [[case.case_id, case.patient_id, self._key(case)] for case in cases]
                 for name, cases in (("train", self.train), ("held_out", self.held_out))
             }
         )
+
+    def _refuse_copies(self) -> None:
+        """Refuse a held-out case one of whose images is the very file of a training case."""
+        trained = {digest: case.case_id for case in self.train for digest in self._digests(case)}
+        for case in self.held_out:
+            for digest in self._digests(case) & trained.keys():
+                raise InputRefused(
+                    "E_LEAKAGE",
+                    "cohort",
+                    f"held-out case {case.case_id} and training case {trained[digest]} have an "
+                    "image in common.",
+                    "Leave one of them out, or give both one patient_id and fold.",
+                )
+
+    def _digests(self, case: CohortCase) -> set[str]:
+        files = self._key(case)["files"]
+        return {files[phase] for phase in case.images}
 
     def _key(self, case: CohortCase) -> dict[str, Any]:
         """All that a prepared case depends on; files are read for it once a run."""
@@ -274,12 +300,7 @@ class CohortCases:
         grid = label.grid
         box = liver_box(liver, grid, self.settings.margin_mm)
         if box is None:
-            raise InputRefused(
-                "E_NO_LIVER",
-                "cohort",
-                f"case {case.case_id}: the liver mask is empty.",
-                "Give a liver column, or labels with 1 for liver.",
-            )
+            raise _empty(case, "the liver mask is empty")
         target = working_grid(grid.crop(box), self.spec.spacing_mm)
         hu = np.full((len(self.spec.phases), *target.shape), AIR_HU, np.int16)
         for row, phase in enumerate(self.spec.phases):
@@ -315,7 +336,8 @@ def read_case(
         Volumes by phase (those of `phases` that exist), the label, the liver (tumor included).
 
     Raises:
-        InputRefused: `E_LABEL_SHAPE`, a mask does not lie on the reference image's voxels.
+        InputRefused: `E_GRID_MISMATCH` or, for another shape, `E_LABEL_SHAPE`: a mask does not lie
+            on the reference image's voxels; `E_LABEL_EMPTY`: an image of one value.
     """
     # A bare GPU machine trains on phantoms and has no NIfTI reader.
     from hepar.io.nifti import read_label, read_nifti
@@ -323,6 +345,8 @@ def read_case(
     if case.label is None:
         raise ValueError(f"case {case.case_id} has no label")
     images = {p: read_nifti(f) for p, f in case.images.items() if p in {*phases, case.reference}}
+    if any(volume.array.min() == volume.array.max() for volume in images.values()):
+        raise _empty(case, "an image is blank")
     grid = images[case.reference].grid
     label = _on(read_label(case.label), grid, case, "label")
     liver = label.array > 0
@@ -333,13 +357,22 @@ def read_case(
     return turned, Volume(*canonical(label.array, grid)), canonical(liver, grid)[0]
 
 
+def _empty(case: CohortCase, problem: str) -> InputRefused:
+    return InputRefused(
+        "E_LABEL_EMPTY",
+        "cohort",
+        f"case {case.case_id}: {problem}.",
+        "Leave the case out, or give an image that shows the liver and labels with 1 for liver.",
+    )
+
+
 def _on(mask: Volume, grid: Grid, case: CohortCase, name: str) -> Volume:
     """The mask, if it lies on the voxels of the reference image."""
-    if not mask.grid.is_close(grid, tol_mm=0.1):
+    if not mask.grid.is_close(grid, tol_mm=SAME_VOXELS * min(grid.spacing_mm)):
         same = mask.grid.shape == grid.shape
         far = f", up to {mask.grid.distance_mm(grid):.2f} mm apart" if same else ""
         raise InputRefused(
-            "E_LABEL_SHAPE",
+            "E_GRID_MISMATCH" if same else "E_LABEL_SHAPE",
             "cohort",
             f"case {case.case_id}: {name} has {mask.grid.shape} voxels, the {case.reference} "
             f"image {grid.shape}{far}.",

@@ -70,7 +70,7 @@ def evaluate(
 
     Raises:
         InputRefused: `E_NO_IMAGE` for nothing to score or a missing prediction,
-            `E_LABEL_SHAPE` or `E_GEOMETRY_MISMATCH` for maps on different voxels, `E_LABEL_VALUES`,
+            `E_LABEL_SHAPE` or `E_GRID_MISMATCH` for maps on different voxels, `E_LABEL_VALUES`,
             `E_NO_TYPES`, `E_LESION_TABLE`, or as `find_sources`.
     """
     pairs, warnings = _pairs(find_sources(predictions), find_sources(truth))
@@ -219,7 +219,7 @@ def _same_voxels(source: CaseSource, path: Path, grid: Grid, expected: Grid) -> 
     if grid.shape == expected.shape and gap_mm <= 0.1 * min(expected.spacing_mm):
         return
     raise InputRefused(
-        "E_GEOMETRY_MISMATCH" if grid.shape == expected.shape else "E_LABEL_SHAPE",
+        "E_GRID_MISMATCH" if grid.shape == expected.shape else "E_LABEL_SHAPE",
         "evaluate",
         f"{source.case_id}: {path.name} has {_described(grid)}, the other map "
         f"{_described(expected)}; their corners lie up to {gap_mm:.2f} mm apart.",

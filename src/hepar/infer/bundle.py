@@ -26,6 +26,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from hepar import strict_yaml
 from hepar.errors import HeparError, ModelIntegrityError
 from hepar.infer.weights import FETCH, check_header, damaged, load_exactly, parse_tensors, to_half
 from hepar.io.atomic import staged_folder
@@ -123,7 +124,7 @@ class Bundle:
         """The recipe a part was trained by."""
         text = self.read(part, RECIPE)
         try:
-            return parse_recipe(yaml.safe_load(text), f"{part}/{RECIPE}")
+            return parse_recipe(strict_yaml.load(text, RECIPE), f"{part}/{RECIPE}")
         except (HeparError, yaml.YAMLError, TypeError, ValueError) as error:
             raise ModelIntegrityError(
                 "E_MODEL_RECIPE", "bundle", f"{part}/{RECIPE}: {error}", "upgrade hepar"
@@ -147,7 +148,8 @@ class Bundle:
         """The network of a part with its weights; built once.
 
         Raises:
-            ModelIntegrityError: also `E_MODEL_WEIGHTS`, when names or shapes differ.
+            ModelIntegrityError: also `E_SAFETENSORS`, and `E_MODEL_WEIGHTS` when names or shapes
+                differ.
         """
         if part not in self._models:
             system = table.build(self.recipe(part).system)
@@ -204,8 +206,8 @@ def load_bundle(folder: Path | str) -> Bundle:
     try:
         if path.stat().st_size > _MANIFEST_LIMIT:
             raise ValueError(f"larger than {_MANIFEST_LIMIT} bytes")
-        manifest = Manifest.model_validate(yaml.safe_load(path.read_bytes()))
-    except (ValidationError, yaml.YAMLError, ValueError) as error:
+        manifest = Manifest.model_validate(strict_yaml.load(path.read_bytes(), MANIFEST))
+    except (HeparError, ValidationError, yaml.YAMLError, ValueError) as error:
         raise ModelIntegrityError(
             "E_MODEL_MANIFEST", "bundle", f"{folder.name}/{MANIFEST}: {error}", FETCH
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from hepar.errors import ModelIntegrityError
 
 FETCH = "copy the model folder again from where it came, or install hepar again"
-_HEADER_LIMIT = 4 << 20
+_HEADER_LIMIT = 16 << 20
+_MAX_TENSORS = 100_000
 
 
 def to_half(value: Tensor) -> Tensor:
@@ -27,10 +29,39 @@ def to_half(value: Tensor) -> Tensor:
 
 
 def check_header(data: bytes, where: str) -> None:
-    """Refuse a safetensors header larger than the file or than any of ours."""
-    header = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or header > min(_HEADER_LIMIT, len(data) - 8):
-        raise damaged(f"{where} has a header of {header} bytes in a file of {len(data)}")
+    """Refuse a safetensors header that cannot describe the bytes after it, before any is used.
+
+    Args:
+        data: the whole file.
+        where: its name, for messages.
+
+    Raises:
+        ModelIntegrityError: `E_SAFETENSORS`: a header larger than the file or than 16 MiB, more
+            than 100,000 tensors, offsets out of range, or tensors that overlap.
+    """
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > min(_HEADER_LIMIT, len(data) - 8):
+        raise malformed(f"{where} has a header of {length} bytes in a file of {len(data)}")
+    # Counted as text: what is made of so many entries takes seconds.
+    count = data.count(b"data_offsets", 8, 8 + length)
+    if count > _MAX_TENSORS:
+        raise malformed(f"{where} names {count} tensors")
+    try:
+        header = json.loads(data[8 : 8 + length])
+        entries = {k: v for k, v in header.items() if k != "__metadata__"}
+        spans = sorted((int(a), int(b)) for a, b in (v["data_offsets"] for v in entries.values()))
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise malformed(f"{where} has a header that cannot be read: {error}") from error
+    end = 0
+    for begin, stop in spans:
+        if begin < end or stop < begin or stop > len(data) - 8 - length:
+            raise malformed(f"{where} places a tensor at {begin} to {stop}, out of its range")
+        end = stop
+
+
+def malformed(message: str) -> ModelIntegrityError:
+    """The error for a file that no safetensors writer made."""
+    return ModelIntegrityError("E_SAFETENSORS", "bundle", message, FETCH)
 
 
 def parse_tensors(data: bytes, where: str) -> dict[str, Tensor]:
@@ -39,7 +70,7 @@ def parse_tensors(data: bytes, where: str) -> dict[str, Tensor]:
     try:
         tensors = load_tensors(data)
     except Exception as error:  # the reader's own exceptions share no base class with ours
-        raise damaged(f"{where} is not a safetensors file: {error}") from error
+        raise malformed(f"{where} is not a safetensors file: {error}") from error
     found = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     for key, value in found.items():
         if value.is_floating_point() and not torch.isfinite(value).all():

@@ -6,13 +6,16 @@ may lie. Links, devices and names that leave the folder are refused.
 
 from __future__ import annotations
 
+import errno
 import lzma
+import sys
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -20,6 +23,8 @@ from hepar.errors import ResourceExhausted
 from hepar.io.refusal import refuse
 
 _CHUNK = 2**20
+_LOCAL_HEADER_BYTES = 30
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -29,14 +34,18 @@ class Caps:
     Attributes:
         entries: files and folders.
         total_bytes: after inflation.
-        ratio: inflated bytes for each packed one; masks, which are mostly zeros, reach hundreds.
+        ratio: inflated bytes for each packed one; CT reaches 10, empty slices a hundred.
         free_bytes: below this size the ratio is not asked.
     """
 
-    entries: int = 50_000
+    entries: int = 20_000
     total_bytes: int = 8 * 2**30
-    ratio: float = 2000.0
+    ratio: float = 200.0
     free_bytes: int = 64 * 2**20
+
+
+# Of masks, which are mostly zeros, as published data sets hold them by the thousand.
+MASK_CAPS = Caps(entries=50_000, ratio=2000.0)
 
 
 def is_archive(path: Path) -> bool:
@@ -62,44 +71,67 @@ def unpack(
 
     Raises:
         ResourceExhausted: `E_OUTPUT_WRITE`, the disk is full.
-        InputRefused: `E_BOMB` beyond a cap, `E_ARCHIVE` for a member that would leave `out` or is
-            no plain file, `E_CORRUPT` for an archive that cannot be read.
+        InputRefused: `E_BOMB` beyond a cap of size, or for headers that lie about it; `E_ARCHIVE`
+            for a member that would leave `out`, is no plain file or has the name of another, and
+            for too many of them; `E_CORRUPT` for an archive that cannot be read.
     """
     caps = caps or Caps()
     out.mkdir(parents=True, exist_ok=True)
-    packed, total, count = archive.stat().st_size, 0, 0
+    packed, total, names = archive.stat().st_size, 0, set[str]()
     with _typed(archive.name):
         members = _zip(archive) if archive.name.lower().endswith(".zip") else _tar(archive)
-        for name, size, stream in members:
-            count += 1
+        for count, (name, size, stream) in enumerate(members, start=1):
             if count > caps.entries:
-                raise refuse("E_BOMB", f"{archive.name} holds more than {caps.entries} entries.")
+                raise refuse("E_ARCHIVE", f"{archive.name} holds more than {caps.entries} entries.")
             place = _safe(name, archive.name)
+            if stream is not None:
+                # On a disk that ignores case one would silently replace the other.
+                folded = place.as_posix().casefold()
+                if folded in names:
+                    raise refuse("E_ARCHIVE", f"{archive.name} holds one file twice: {name!r}.")
+                names.add(folded)
             if stream is None or not wanted(place):
                 total += size
                 _check(total, packed, caps, archive.name)
                 continue
             target = out.joinpath(*place.parts)
             target.parent.mkdir(parents=True, exist_ok=True)
+            held = 0
             with target.open("xb") as written:
                 while chunk := stream.read(_CHUNK):
-                    total += len(chunk)
-                    _check(total, packed, caps, archive.name)
+                    held += len(chunk)
+                    _check(total + held, packed, caps, archive.name)
+                    if held > size:
+                        raise refuse("E_BOMB", f"{archive.name} holds more than it declares.")
                     written.write(chunk)
+            total += held
 
 
 def _zip(archive: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
     with zipfile.ZipFile(archive) as opened:
+        _refuse_overlaps(opened, archive.name)
         for info in opened.infolist():
+            # zipfile ends a name at the first NUL, whatever comes after it.
+            name = info.orig_filename
             if info.is_dir():
-                yield info.filename, 0, None
+                yield name, 0, None
                 continue
             # The upper half of the attributes is the Unix mode; 0 where another system packed it.
             kind = (info.external_attr >> 16) & 0o170000
             if kind not in (0, 0o100000):
-                raise refuse("E_ARCHIVE", f"{archive.name} holds {info.filename}, no plain file.")
+                raise refuse("E_ARCHIVE", f"{archive.name} holds {name}, no plain file.")
+            # So that everything is inflated and counted, not only as much as was declared.
+            declared, info.file_size = info.file_size, sys.maxsize
             with opened.open(info) as stream:
-                yield info.filename, info.file_size, stream
+                yield name, declared, stream
+
+
+def _refuse_overlaps(opened: zipfile.ZipFile, name: str) -> None:
+    """Refuse members that share packed bytes, by which a small file inflates without end."""
+    spans = sorted((i.header_offset, i.compress_size) for i in opened.infolist())
+    for (begin, size), (following, _) in pairwise(spans):
+        if begin + _LOCAL_HEADER_BYTES + size > following:
+            raise refuse("E_BOMB", f"{name} holds members that overlap.")
 
 
 def _tar(archive: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
@@ -137,7 +169,8 @@ def _typed(name: str) -> Iterator[None]:
     except FileExistsError as error:
         raise refuse("E_ARCHIVE", f"{name} holds one file twice.") from error
     except OSError as error:
-        if error.errno is None:  # bz2 says so of a damaged stream
+        # bz2 gives no number for a damaged stream; other numbers are about places in the archive.
+        if error.errno not in _OF_THE_DISK:
             raise refuse("E_CORRUPT", f"{name} cannot be unpacked: {error}.") from error
         raise ResourceExhausted(
             "E_OUTPUT_WRITE",
@@ -153,5 +186,10 @@ def _typed(name: str) -> Iterator[None]:
         EOFError,
         NotImplementedError,
         RuntimeError,  # what zipfile raises for an encrypted member
+        # What both modules raise where their own headers are damaged.
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
     ) as error:
         raise refuse("E_CORRUPT", f"{name} cannot be unpacked: {error}.") from error

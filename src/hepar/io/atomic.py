@@ -7,12 +7,14 @@ holds its machine and process id, and the next write to that folder sweeps it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import secrets
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,6 +22,8 @@ from pathlib import Path
 from hepar.errors import ResourceExhausted, UsageError
 
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+# A report with its masks and pictures takes a few MiB; a disk this full is about to fail anyway.
+MIN_FREE_BYTES = 64 * 2**20
 _TEMPORARY = re.compile(r"^\.hepar-tmp-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}-")
 
 
@@ -70,9 +74,7 @@ def staged_folder(out: Path | str) -> Iterator[Path]:
     """
     target = Path(out)
     if target.exists() and not target.is_dir():
-        raise UsageError(
-            "E_OUTPUT_PATH", "output", f"{target.name} is a file.", "Name a folder with -o."
-        )
+        raise _is_a_file(target)
     made = _make_parents(target)
     temporary = _temporary_beside(target)
     try:
@@ -85,6 +87,58 @@ def staged_folder(out: Path | str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         _remove_folders(made)
         raise
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """Yield an empty temporary folder that this user alone may enter; it is removed afterwards.
+
+    One that a killed process left behind is removed when the next one is made, or by
+    `sweep_private`.
+
+    Raises:
+        ResourceExhausted: `E_OUTPUT_WRITE`, there is no room for it.
+    """
+    folder = _temporary_beside(Path(tempfile.gettempdir()) / "private")
+    with _typed(folder):
+        folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep_private() -> int:
+    """Remove private folders that processes of this machine left when they died; how many."""
+    return sweep(Path(tempfile.gettempdir()))
+
+
+def check_writable(out: Path | str) -> None:
+    """Find out that results cannot be written before they are computed.
+
+    Args:
+        out: folder that is to be written; what is made for the test is removed again.
+
+    Raises:
+        UsageError: `E_OUTPUT_PATH`, it is a file.
+        ResourceExhausted: `E_OUTPUT_WRITE`, it cannot be written or its disk is all but full.
+    """
+    target = Path(out)
+    with _typed(target):
+        if target.exists() and not target.is_dir():
+            raise _is_a_file(target)
+    made = _make_parents(target / target.name)
+    probe = _temporary_beside(target / "probe")
+    try:
+        with _typed(target):
+            probe.write_bytes(b"hepar")
+            free = shutil.disk_usage(target).free
+            if free < MIN_FREE_BYTES:
+                raise OSError(errno.ENOSPC, f"only {free / 2**20:.0f} MiB of the disk are free")
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+        _remove_folders(made)
 
 
 @contextmanager
@@ -127,6 +181,12 @@ def sweep(folder: Path) -> int:
                     os.unlink(entry.path)
             swept += 1
     return swept
+
+
+def _is_a_file(target: Path) -> UsageError:
+    return UsageError(
+        "E_OUTPUT_PATH", "output", f"{target.name} is a file.", "Name a folder with -o."
+    )
 
 
 def _temporary_beside(target: Path) -> Path:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hepar.errors import InputRefused
+from hepar.geometry import Lattice
 from hepar.io.dicom_decoding import read_hu, refuse_undecodable
 from hepar.io.dicom_headers import Damaged, Directory, Header, Scan
 from hepar.io.dicom_pixels import digest, quiet
@@ -47,6 +48,7 @@ class Reading:
         frames: the images it was made of.
         error: the refusal, for a refused series.
         assigned: the phase the user gave.
+        lattice: the file's own voxels where their axes are not orthogonal.
     """
 
     verdict: SeriesVerdict
@@ -55,6 +57,7 @@ class Reading:
     frames: Frames | None = None
     error: InputRefused | None = None
     assigned: Phase | None = None
+    lattice: Lattice | None = None
 
 
 def read_dicom(folder: Path | str) -> tuple[tuple[Series, ...], tuple[SeriesVerdict, ...]]:
@@ -83,8 +86,8 @@ def numbered(readings: Iterable[Reading]) -> tuple[tuple[Series, ...], tuple[Ser
         verdict = replace(reading.verdict, series_id=f"s{count}")
         verdicts.append(verdict)
         if reading.volume is not None:
-            tags, frames = reading.tags, reading.frames
-            series.append(Series(reading.volume, verdict, tags, reading.assigned, frames))
+            found = (reading.tags, reading.assigned, reading.frames, reading.lattice)
+            series.append(Series(reading.volume, verdict, *found))
     return tuple(series), tuple(verdicts)
 
 
@@ -212,6 +215,8 @@ def _why_not_a_slice(header: Header) -> tuple[str, str] | None:
     if not is_ct or not (header.modality or header.sop_class):
         if header.modality in _IMAGE_MODALITIES or header.sop_class in known[:-1]:
             return "E_WRONG_MODALITY", f"the modality is {header.modality or 'unknown'}, not CT"
+        if header.modality == "CT" and header.position_mm is not None and header.rows:
+            return None  # A slice whose class is damaged: see `_whole_series_error`.
         return "", f"a DICOM object of modality {header.modality or 'unknown'}, not a CT image"
     kind = next((word for word in _NOT_A_SLICE if word in header.image_type), None)
     if kind is not None:
@@ -228,6 +233,8 @@ def _whole_series_error(slices: list[Header], damaged: list[Damaged]) -> InputRe
     for header in slices:
         if header.damage:
             return refuse(header.damage[0], f"{header.damage[1]}.")
+        if header.sop_class not in (_CT, *ENHANCED_CT, ""):
+            return refuse("E_MALFORMED", f"{header.path.name} is of an unknown class of images.")
         if header.rows < 1 or header.columns < 1:
             return refuse("E_TRUNCATED", f"{header.path.name} has no image matrix.")
     folders = {header.path.parent for header in slices}

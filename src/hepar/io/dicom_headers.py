@@ -23,6 +23,7 @@ EVIDENCE = (
     "SeriesNumber",
     "AcquisitionNumber",
     "BodyPartExamined",
+    "BurnedInAnnotation",
     "Manufacturer",
     "ConvolutionKernel",
     "SliceThickness",

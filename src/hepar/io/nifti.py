@@ -8,10 +8,12 @@ never guessed (unknown units, which the format leaves open, are taken as mm).
 from __future__ import annotations
 
 import gzip
-import math
+import logging
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
@@ -21,20 +23,41 @@ import numpy as np
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
-from hepar.geometry import Grid, flip_lps_ras
+from hepar.geometry import Grid, Lattice, flip_lps_ras
 from hepar.io.atomic import atomic_path
-from hepar.io.hounsfield import to_int16
+from hepar.io.hounsfield import AIR_HU, to_int16
+from hepar.io.nifti_header import HEAD_BYTES, Head, parse_head
 from hepar.io.refusal import refuse
+from hepar.resampling import resample_lattice
 from hepar.study import Volume
 
-_UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+log = logging.getLogger(__name__)
+
 _GZIP_LEVEL = 4
-_MAX_BYTES = 24 * 2**30
+# No deflate stream inflates further: 258 bytes for two bits.
+_MAX_INFLATION = 1032
 _MAX_TRAILING_BYTES = 64 * 2**20
+_CHUNK = 16 * 2**20
 _SLAB_VOXELS = 8_000_000
-_MAX_SHEAR = 1e-3
-_MAX_CONFLICT_VOXELS = 0.1
-_PLAUSIBLE_SPACING_MM = (0.02, 50.0)
+_MAX_NONFINITE_SHARE = 1e-3
+_MAX_LISTED = 6
+_PART = re.compile(r"(?P<file>.+\.nii(\.gz)?)#(?P<part>\d{1,6})", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class CtFile:
+    """A volume as it was read.
+
+    Attributes:
+        volume: HU int16.
+        notes: `W_CODE: words`, what was not as usual and is put right.
+        lattice: the file's own voxels where their axes are not orthogonal; `volume` then lies on
+            an orthogonal grid around them.
+    """
+
+    volume: Volume
+    notes: tuple[str, ...] = ()
+    lattice: Lattice | None = None
 
 
 def is_nifti_name(path: Path) -> bool:
@@ -42,21 +65,50 @@ def is_nifti_name(path: Path) -> bool:
     return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
-def read_nifti(path: Path | str) -> Volume:
+def split_part(path: Path) -> tuple[Path, int | None]:
+    """`FILE.nii.gz#1` as the file and the number of a volume in it, counted from 0."""
+    match = None if path.exists() else _PART.fullmatch(path.name)
+    return (path, None) if match is None else (path.with_name(match["file"]), int(match["part"]))
+
+
+def read_ct(path: Path | str, part: int | None = None) -> CtFile:
     """Read a CT volume as HU.
 
     Args:
         path: `.nii` or `.nii.gz`; what it is, is seen from its first bytes.
+        part: which volume of a 4D file, from 0; without it a 4D file is refused.
 
     Returns:
-        HU int16 `(z, y, x)` on the file's own voxels; below -1024 becomes -1024.
+        HU int16 `(z, y, x)`; below -1024, and where the file holds no number, -1024. With
+        `W_NONFINITE`, `W_UNITS` or `W_SHEAR` in `notes`.
 
     Raises:
         InputRefused: a code of `refusal.REMEDIES`, for each way in which the file is unsafe.
     """
     path = Path(path)
-    values, grid = _read(path)
-    return Volume(to_int16(values, path.name), grid)
+    with _unpacked(path) as (stream, limit):
+        head = parse_head(stream.read(HEAD_BYTES), limit, path.name)
+        stream.seek(head.offset + _part(head, part, path.name) * head.volume_bytes)
+        values = _values(stream, head, head.volume_bytes, path.name)
+        _to_end(stream, head, part or 0, path.name)
+    values, notes = _finite(values.reshape(head.shape), path.name)
+    hu = to_int16(values, path.name)
+    if head.lattice is not None:
+        upright = resample_lattice(hu, head.lattice, head.grid, fill=AIR_HU)
+        hu = np.rint(upright).astype(np.int16)
+    return CtFile(Volume(hu, head.grid), (*head.notes, *notes), head.lattice)
+
+
+def read_nifti(path: Path | str) -> Volume:
+    """`read_ct` where only the volume is wanted; what was not as usual is logged.
+
+    Raises:
+        InputRefused: as `read_ct`.
+    """
+    found = read_ct(path)
+    for note in found.notes:
+        log.warning("%s (%s)", note, Path(path).name)
+    return found.volume
 
 
 def read_label(path: Path | str) -> Volume:
@@ -66,60 +118,91 @@ def read_label(path: Path | str) -> Volume:
         path: `.nii` or `.nii.gz`; values within 1e-3 of non-negative integers.
 
     Returns:
-        uint8 `(z, y, x)` where the values allow, else int32.
+        uint8 `(z, y, x)` where the values allow, else int32; on the same grid as a CT of the same
+        header.
 
     Raises:
-        InputRefused: `E_LABEL_VALUES`, or as `read_nifti`.
+        InputRefused: `E_LABEL_VALUES`, or as `read_ct`.
     """
     path = Path(path)
-    with _unpacked(path) as stream:
-        header, shape, grid = _open_voxels(stream, path.name)
+    with _unpacked(path) as (stream, limit):
+        head = parse_head(stream.read(HEAD_BYTES), limit, path.name)
+        stream.seek(head.offset + _part(head, None, path.name) * head.volume_bytes)
+        shape = head.shape
         label = np.zeros(shape, dtype=np.uint8)
         plane = shape[1] * shape[2]
         rows = max(1, _SLAB_VOXELS // plane)
         for begin in range(0, shape[0], rows):
             count = min(rows, shape[0] - begin)
-            slab = _as_labels(_voxels(stream, header, count * plane, path.name), path.name)
+            size = count * plane * head.dtype.itemsize
+            slab = _as_labels(_values(stream, head, size, path.name), path.name)
             if slab.dtype != np.uint8 and label.dtype == np.uint8:
                 label = label.astype(np.int32)
             label[begin : begin + count] = slab.reshape(count, *shape[1:])
-        _to_end(stream, path.name)
-    return Volume(label, grid)
+        _to_end(stream, head, 0, path.name)
+    if head.lattice is not None:
+        label = resample_lattice(label, head.lattice, head.grid, order=0, fill=0)
+    return Volume(label, head.grid)
+
+
+def _part(head: Head, part: int | None, name: str) -> int:
+    """Which volume of a file is read."""
+    if part is None and head.volumes == 1:
+        return 0
+    if part is None:
+        raise refuse("E_NDIM", f"{name} is 4D and holds {head.volumes} volumes.")
+    if part >= head.volumes:
+        raise refuse("E_NDIM", f"{name} has no volume {part}: it holds {head.volumes}, from 0.")
+    return part
 
 
 def _as_labels(values: NDArray[Any], name: str) -> NDArray[Any]:
     """Values as uint8 where they allow, else int32."""
     if np.issubdtype(values.dtype, np.floating):
+        if not np.isfinite(values).all():
+            raise refuse("E_NONFINITE", f"{name} holds labels that are NaN or Inf.")
         rounded = np.rint(values)
-        gap = np.abs(values - rounded)
-        if float(gap.max()) > 1e-3:
-            odd = float(values.flat[int(gap.argmax())])
-            raise refuse("E_LABEL_VALUES", f"{name} holds {odd:.6g}, which is no label.")
+        if float(np.abs(values - rounded).max()) > 1e-3:
+            raise refuse("E_LABEL_VALUES", f"{name} holds {histogram(values)}.")
         values = rounded
     low, high = values.min(), values.max()
     if low < 0 or high > np.iinfo(np.int32).max:
-        raise refuse("E_LABEL_VALUES", f"{name} holds labels from {low} to {high}.")
+        raise refuse("E_LABEL_VALUES", f"{name} holds {histogram(values)}.")
     return values.astype(np.uint8 if high <= 255 else np.int32, copy=False)
 
 
-def write_nifti(path: Path | str, array: NDArray[Any], grid: Grid) -> None:
+def histogram(values: NDArray[Any]) -> str:
+    """The commonest values and how many voxels have each, in words."""
+    found, counts = np.unique(values, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:_MAX_LISTED]
+    listed = ", ".join(f"{found[k]:.6g} in {counts[k]}" for k in order)
+    more = f" and {len(found) - len(order)} other values" if len(found) > len(order) else ""
+    return f"{listed} voxels{more}"
+
+
+def write_nifti(
+    path: Path | str, array: NDArray[Any], grid: Grid | Lattice, description: str = ""
+) -> None:
     """Write a volume atomically, the same bytes for the same input.
 
     qform and sform hold the same affine (code 1, scanner), units are mm, the dtype is kept (bool
-    becomes uint8, int64 int32 where it fits, float16 float32).
+    becomes uint8, int64 int32 where it fits, float16 float32). A qform cannot hold axes that are
+    not orthogonal; there the sform alone is coded.
 
     Args:
         path: `.nii` or `.nii.gz`.
         array: `(z, y, x)` on `grid`.
         grid: where the voxels lie.
+        description: for the header's `descrip`, at most 79 ASCII characters.
     """
     path = Path(path)
     if tuple(array.shape) != grid.shape:
         raise ValueError(f"array {array.shape} is not on its grid {grid.shape}")
     affine = flip_lps_ras(grid.affine)[:, [2, 1, 0, 3]]
     image = nib.Nifti1Image(_storable(array).transpose(2, 1, 0), affine)  # type: ignore[no-untyped-call]
-    image.set_qform(affine, code=1)
+    image.set_qform(affine if isinstance(grid, Grid) else None, code=int(isinstance(grid, Grid)))
     image.set_sform(affine, code=1)
+    image.header["descrip"] = description.encode("ascii", "replace")[:79]
     image.header.set_xyzt_units("mm")
     with atomic_path(path) as temporary, temporary.open("wb") as raw:
         if not path.name.lower().endswith(".gz"):
@@ -141,23 +224,18 @@ def _storable(array: NDArray[Any]) -> NDArray[Any]:
     return array
 
 
-def _read(path: Path) -> tuple[NDArray[Any], Grid]:
-    """Values `(z, y, x)`, scaled and finite, and their grid."""
-    with _unpacked(path) as stream:
-        header, shape, grid = _open_voxels(stream, path.name)
-        values = _voxels(stream, header, math.prod(shape), path.name)
-        _to_end(stream, path.name)
-    return values.reshape(shape), grid
-
-
 @contextmanager
-def _unpacked(path: Path) -> Iterator[BufferedIOBase]:
-    """The file as a stream of inflated bytes; whatever reading it raises has a code."""
+def _unpacked(path: Path) -> Iterator[tuple[BufferedIOBase, float]]:
+    """The file as a stream of inflated bytes, and the most it can hold; errors have a code."""
     try:
         with path.open("rb") as raw:
+            size = path.stat().st_size
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            yield gzip.GzipFile(fileobj=raw) if packed else raw
+            if packed:
+                yield gzip.GzipFile(fileobj=raw), float(_MAX_INFLATION) * size
+            else:
+                yield raw, float(size)
     except EOFError as error:
         raise refuse("E_TRUNCATED", f"{path.name}: the gzip stream ends early.") from error
     except (gzip.BadGzipFile, zlib.error) as error:
@@ -166,115 +244,42 @@ def _unpacked(path: Path) -> Iterator[BufferedIOBase]:
         raise refuse("E_NO_IMAGE", f"{path.name} cannot be read: {error.strerror}.") from error
 
 
-def _open_voxels(stream: BufferedIOBase, name: str) -> tuple[Any, tuple[int, int, int], Grid]:
-    """Header, shape `(z, y, x)` and grid; the stream then stands at the first voxel."""
-    head = stream.read(540)
-    kind = _kind(head, name)
-    try:
-        header = kind.header_class(head[: kind.header_class.sizeof_hdr], check=True)
-        size = tuple(int(n) for n in header.get_data_shape())
-        offset, dtype = int(header["vox_offset"]), header.get_data_dtype()
-        header.get_slope_inter()
-    except Exception as error:
-        raise refuse("E_MALFORMED", f"{name}: {error}.") from error
-    if min(size, default=0) < 0 or offset < 0:
-        raise refuse("E_MALFORMED", f"{name} declares the shape {size}.")
-    declared = offset + math.prod(size) * dtype.itemsize
-    if declared > _MAX_BYTES:
-        raise refuse("E_MEMORY", f"{name} declares {declared / 2**30:.1f} GiB.")
-    while len(size) > 3 and size[-1] == 1:
-        size = size[:-1]
-    if len(size) != 3 or min(size) < 1:
-        raise refuse("E_NDIM", f"{name} has the shape {size}, not three dimensions.")
-    if dtype.kind not in "iuf":
-        raise refuse("E_DTYPE", f"{name} holds {dtype}.")
-    affine = _affine(header, size, name)
-    shape = (size[2], size[1], size[0])
-    grid = _grid(flip_lps_ras(affine)[:, [2, 1, 0, 3]], shape, name)
-    stream.seek(max(offset, kind.header_class.sizeof_hdr))
-    return header, shape, grid
-
-
-def _voxels(stream: BufferedIOBase, header: Any, count: int, name: str) -> NDArray[Any]:
-    """The next voxels, scaled and finite; x runs fastest."""
-    dtype = header.get_data_dtype()
-    data = stream.read(count * dtype.itemsize)
-    if len(data) < count * dtype.itemsize:
-        raise refuse(
-            "E_TRUNCATED", f"{name} ends {count * dtype.itemsize - len(data)} bytes early."
-        )
-    values: NDArray[Any] = np.frombuffer(data, dtype)
-    slope, inter = header.get_slope_inter()
+def _values(stream: BufferedIOBase, head: Head, size: int, name: str) -> NDArray[Any]:
+    """The values of the next bytes, scaled; x runs fastest."""
+    data = stream.read(size)
+    if len(data) < size:
+        raise refuse("E_TRUNCATED", f"{name} ends {size - len(data)} bytes early.")
+    values: NDArray[Any] = np.frombuffer(data, head.dtype)
+    slope, inter = head.header.get_slope_inter()
     if any((slope, inter)) and (slope, inter) != (1.0, 0.0):
         # float32 holds 16-bit values exactly and takes half the memory of float64.
-        values = apply_read_scaling(values, np.float32(slope), np.float32(inter))
-    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-        bad = int((~np.isfinite(values)).sum())
-        raise refuse("E_NOT_FINITE", f"{name} holds {bad} values that are NaN or Inf.")
+        with np.errstate(all="ignore"):  # a senseless slope shows in the values
+            values = apply_read_scaling(values, np.float32(slope), np.float32(inter))
     return values
 
 
-def _to_end(stream: BufferedIOBase, name: str) -> None:
+def _finite(values: NDArray[Any], name: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Values with air for what is no number, and a note; not where that is more than a few."""
+    if not np.issubdtype(values.dtype, np.floating):
+        return values, ()
+    bad = ~np.isfinite(values)
+    count = int(bad.sum())
+    if not count:
+        return values, ()
+    text = f"{count} of {values.size} values are NaN or Inf"
+    if count >= _MAX_NONFINITE_SHARE * values.size:
+        raise refuse("E_NONFINITE", f"{name}: {text}.")
+    values = np.where(bad, values.dtype.type(AIR_HU), values)
+    return values, (f"W_NONFINITE: {text}; they were taken as air ({AIR_HU} HU)",)
+
+
+def _to_end(stream: BufferedIOBase, head: Head, part: int, name: str) -> None:
     """Read what follows the volume, so that a gzip checksum is verified."""
+    left = (head.volumes - part - 1) * head.volume_bytes
+    while left > 0:
+        data = stream.read(min(left, _CHUNK))
+        if not data:
+            raise refuse("E_TRUNCATED", f"{name} ends {left} bytes early.")
+        left -= len(data)
     if len(stream.read(_MAX_TRAILING_BYTES)) == _MAX_TRAILING_BYTES:
         raise refuse("E_CORRUPT", f"{name} goes on far beyond its volume.")
-
-
-def _kind(head: bytes, name: str) -> Any:
-    """The image class of a header; `n+1` and `n+2` are single-file NIfTI-1 and NIfTI-2."""
-    if head[344:347] == b"n+1":
-        return nib.Nifti1Image
-    if head[4:7] == b"n+2":
-        return nib.Nifti2Image
-    if not head:
-        raise refuse("E_NOT_NIFTI", f"{name} is empty.")
-    if len(head) < 348 and head[:4] in (b"\x5c\x01\x00\x00", b"\x00\x00\x01\x5c"):
-        raise refuse("E_TRUNCATED", f"{name} ends inside its header.")
-    raise refuse("E_NOT_NIFTI", f"{name} is no single-file NIfTI.")
-
-
-def _affine(header: Any, size: tuple[int, ...], name: str) -> NDArray[np.float64]:
-    """The RAS affine in mm of `(x, y, z)` indices, where the header names one without doubt."""
-    try:
-        sform, s_code = header.get_sform(coded=True)
-        qform, q_code = header.get_qform(coded=True)
-    except Exception as error:
-        raise refuse("E_AFFINE", f"{name}: {error}.") from error
-    if not s_code and not q_code:
-        raise refuse("E_NO_AFFINE", f"{name} has neither qform nor sform.")
-    if s_code and q_code:
-        corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(size) - 1)
-        gap = corners @ (sform - qform)[:3, :3].T + (sform - qform)[:3, 3]
-        voxel = max(1e-6, float(np.linalg.norm(sform[:3, :3], axis=0).min()))
-        distance = float(np.linalg.norm(gap, axis=1).max()) / voxel
-        if not distance <= _MAX_CONFLICT_VOXELS:
-            raise refuse(
-                "E_AFFINE_CONFLICT",
-                f"{name}: qform and sform place a corner {distance:.2f} voxels apart.",
-            )
-    affine = np.array(sform if s_code else qform, dtype=np.float64)
-    affine[:3] *= _UNIT_MM.get(int(header["xyzt_units"]) & 7, math.nan)
-    if not np.isfinite(affine).all():
-        raise refuse("E_AFFINE", f"{name} has an affine or a unit that is not finite.")
-    return affine
-
-
-def _grid(affine: NDArray[np.float64], shape: tuple[int, int, int], name: str) -> Grid:
-    """The grid of an LPS affine over `(z, y, x)`, rounding errors of its rotation taken out."""
-    linear = affine[:3, :3]
-    spacing = np.linalg.norm(linear, axis=0)
-    if spacing.min() <= 0:
-        raise refuse("E_NO_GEOMETRY", f"{name} has a voxel size of {spacing.min():.3g}.")
-    low, high = _PLAUSIBLE_SPACING_MM
-    if spacing.min() < low or spacing.max() > high:
-        sizes = " x ".join(f"{s:.3g}" for s in spacing)
-        raise refuse("E_UNITS", f"{name} has voxels of {sizes} mm.")
-    units = linear / spacing
-    shear = float(np.abs(units.T @ units - np.eye(3)).max())
-    if shear > _MAX_SHEAR:
-        raise refuse("E_SHEARED", f"{name} has axes {shear:.3g} away from orthogonal.")
-    left, _, right = np.linalg.svd(units)
-    rotation = left @ right
-    z, y, x = (float(s) for s in spacing)
-    a, b, c = (float(v) for v in affine[:3, 3])
-    return Grid(shape, (z, y, x), (a, b, c), tuple(float(v) for v in rotation.ravel()))

@@ -70,6 +70,7 @@ _TABLE: dict[tuple[str, ...], Phase | None] = {
     **{tuple(p.split()): phase for phase, phrases in _PHRASES for p in phrases.split("|")},
     **{(word,): phase for phase, words in _WORDS for word in words.split()},
 }
+_KNOWN = frozenset(word for key in _TABLE for word in key)
 _LONGEST = max(len(key) for key in _TABLE)
 _SECONDS = r"(\d{1,4})\s*(?:s|sec|secs|seconds|sek)"
 _DELAY = re.compile(
@@ -126,3 +127,8 @@ def _tokens(text: str) -> list[str]:
     plain = "".join(c for c in plain if not unicodedata.combining(c))
     plain = re.sub(r"([a-z])([A-Z])", r"\1 \2", plain)
     return [word.lower() for word in re.findall(r"[A-Za-z]+", plain)]
+
+
+def known_words() -> frozenset[str]:
+    """Every single word that takes part in naming a phase."""
+    return _KNOWN

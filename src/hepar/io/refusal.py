@@ -13,7 +13,7 @@ from hepar.errors import InputRefused
 Level = Literal["HANDLE", "WARN", "ERROR", "REJECT"]
 
 REMEDIES: dict[str, str] = {
-    "E_NO_IMAGE": "Give a CT as a DICOM folder or as .nii / .nii.gz.",
+    "E_NO_IMAGE": "Give a CT as a DICOM folder, as .nii / .nii.gz, or as an archive of either.",
     "E_WRONG_MODALITY": "Give a CT series; MR, PET and others cannot be read as HU.",
     "E_TRUNCATED": "Copy or export the file again; it ends before its data do.",
     "E_CORRUPT": "Copy or export the file again; its checksum does not match.",
@@ -44,30 +44,32 @@ REMEDIES: dict[str, str] = {
     "E_TOO_FEW_SLICES": "Give a series of at least 8 slices and 40 mm that covers the liver.",
     "E_SEVERAL_SERIES": "Give the folder of exactly one series for each --phase.",
     "E_NOT_NIFTI": "Give a NIfTI file (.nii or .nii.gz).",
-    "E_NDIM": "Give one 3D volume a file; split a 4D file first, one file a phase.",
+    "E_NDIM": "Give one 3D volume a file, or say which volume of a 4D file is which phase, from 0: "
+    "--phase art=FILE.nii.gz#0 --phase pv=FILE.nii.gz#1.",
     "E_DTYPE": "Give a volume of integers or floats.",
-    "E_NOT_FINITE": "Replace NaN and Inf before saving the volume.",
+    "E_NONFINITE": "Replace NaN and Inf before saving the volume.",
     "E_AFFINE": "Save the volume with a finite, invertible affine.",
     "E_NO_AFFINE": "Save the volume with a qform or sform (code 1 or more); orientation is never "
     "guessed.",
     "E_AFFINE_CONFLICT": "Save the volume with one affine in both qform and sform.",
-    "E_SHEARED": "Resample the volume onto a grid with orthogonal axes.",
     "E_UNITS": "Save the volume in millimeters and set xyzt_units accordingly.",
     "E_LABEL_VALUES": "Save the labels as non-negative integers.",
     "E_ARCHIVE": "Unpack the archive yourself, look at what is in it, and give the folder.",
     "E_CASE_FILES": "Lay the case out as its format says; README and docs/cohorts.md show each.",
     "E_NO_TRUTH": "Give a label map, or masks of liver and tumor, for every case that is to be "
     "used.",
+    "E_LABEL_EMPTY": "Leave the case out, or give an image that shows the liver and a label "
+    "that holds it.",
     "E_NO_LIVER_TRUTH": "Add a liver mask; a patient's tumors are looked for inside it.",
     "E_NO_TUMOR_TRUTH": "Add a tumor mask; an empty one says that the patient has no tumor.",
     "E_LABEL_NAMES": "Name the labels background, liver and tumor in dataset.json, or give the "
     "cases with `--format folder` and one mask a structure.",
-    "E_LABEL_GRID": "Save the mask on the voxels of its image, with the image's own affine.",
+    "E_GRID_MISMATCH": "Save the mask on the voxels of its image, with the image's own affine.",
     "E_PLACEHOLDER_GEOMETRY": "Take the case from MSD Task03_Liver or 3D-IRCADb-01, whose headers "
     "hold the true spacing, or write the true affine into both files.",
     "E_MASK_SLICES": "Give masks with exactly one slice for each slice of the image.",
     "E_ALIGN_MASKS": "Give masks of every phase (art_label.nii.gz, ...), or another --align.",
-    "E_SAME_SCAN": "Leave the case out; with it, what is tested on would be trained on.",
+    "E_LEAKAGE": "Leave the case out; with it, what is tested on would be trained on.",
     "E_MEMORY": "Crop the volume, or use a machine with more memory.",
     "E_PHASES_UNKNOWN": "Name at least one phase, e.g. `--phase pv=PATH` (nc, art, pv, dl).",
     "E_PHASE_TWICE": "Give each phase its own file or folder.",
@@ -185,6 +187,24 @@ WARNINGS: dict[str, Notice] = {
         "Inverted display",
         "The images ask to be shown inverted (MONOCHROME1); HU stay as they are.",
         "Nothing needs doing.",
+    ),
+    "W_SHEAR": Notice(
+        "HANDLE",
+        "Voxels without right angles",
+        "The affine is sheared; the volume was resampled by it, and masks lie on the file's voxels.",
+        "Nothing needs doing.",
+    ),
+    "W_NONFINITE": Notice(
+        "WARN",
+        "Values that are no numbers",
+        "Below 0.1 % of the voxels are NaN or Inf; they became air.",
+        "Save the volume without them.",
+    ),
+    "W_UNITS": Notice(
+        "WARN",
+        "Header not in millimeters",
+        "The header names meters or microns; it was converted.",
+        "Save the volume in millimeters.",
     ),
     "W_SEVERAL_STUDIES": Notice(
         "WARN",

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from hepar.errors import InputRefused, UsageError
+from hepar.errors import HeparError, InputRefused, UsageError
+from hepar.io.archive import is_archive, unpack
+from hepar.io.atomic import private_folder, sweep_private
 from hepar.io.dicom import Reading, numbered, readings_of, refuse_unsafe
 from hepar.io.dicom_headers import Scan
 from hepar.io.dicom_pixels import quiet
 from hepar.io.dicom_scan import scan_files, walk_files
 from hepar.io.hounsfield import implausible
-from hepar.io.nifti import is_nifti_name, read_nifti
+from hepar.io.nifti import is_nifti_name, read_ct, split_part
+from hepar.io.privacy import Mask, names_in, people_in, public_name
 from hepar.io.refusal import REMEDIES, refuse
 from hepar.study import Phase, SeriesVerdict, Study
 
@@ -23,6 +27,8 @@ log = logging.getLogger(__name__)
 
 # Said of a study only when nothing more telling can be said.
 _LEAST_TELLING = ("E_WRONG_MODALITY", "E_TOO_FEW_SLICES")
+BURNED_IN = "BurnedInAnnotation"
+_NO_PICTURES = f"{BURNED_IN} is YES; no pictures of this study are made"
 _MAX_TILT_FROM_AXIAL = 0.7
 _MIN_SLICES, _MIN_LENGTH_MM = 8, 39.9
 _MAX_LISTED = 12
@@ -38,13 +44,15 @@ def read_study(
 
     Args:
         source: a NIfTI file, a folder of NIfTI files, a DICOM folder (series in subfolders or
-            mixed), or one DICOM file, which stands for its series. None when `phases` says all.
-        phases: an explicit NIfTI file or one-series DICOM folder for a phase; these are not read
-            again from `source`.
+            mixed), one DICOM file, which stands for its series, or an archive of any of them. None
+            when `phases` says all.
+        phases: an explicit NIfTI file, a volume of a 4D one (`FILE.nii.gz#1`, from 0) or a
+            one-series DICOM folder or archive for a phase; these are not read again from `source`.
         interpolate_gaps: make up single lost slices of a DICOM series from their neighbors.
 
     Returns:
-        At least one usable series, explicit phases first, and a verdict on everything found.
+        At least one usable series, explicit phases first, and a verdict on everything found. What
+        names a person is masked in every text.
 
     Raises:
         UsageError: `E_PHASE_TWICE`.
@@ -56,23 +64,66 @@ def read_study(
         raise UsageError(
             "E_PHASE_TWICE", "read", "One path is given as two phases.", "Give each phase its own."
         )
-    with quiet():
-        scans = {phase: _scan(path) for phase, path in given.items()}
-        taken = _files_of(given.values())
-        rest = _scan(Path(source), taken) if source is not None else ([], Scan())
-        found = [scan for _, scan in (*scans.values(), rest)]
-        headers = [h for scan in found for h in scan.headers]
-        refuse_unsafe(headers, [d for scan in found for d in scan.directories])
-        readings: list[Reading] = []
-        for phase, (niftis, scan) in scans.items():
-            found_there = _all_readings(niftis, scan, given[phase], interpolate_gaps)
-            readings.extend(_explicit(phase, given[phase], found_there))
-        if source is not None:
-            readings.extend(_all_readings(*rest, Path(source), interpolate_gaps))
-    readings = _without_needless_reformats(readings)
+    sweep_private()
+    places = [*given.values(), *([Path(source)] if source is not None else [])]
+    mask = Mask(names_in([*places, *(place.resolve() for place in places)]))
+    try:
+        with ExitStack() as stack, quiet():
+            folders = {path: _opened(path, stack, mask) for path in places}
+            given = {phase: folders[path] for phase, path in given.items()}
+            where = folders[Path(source)] if source is not None else None
+            study = _read(where, given, mask, interpolate_gaps)
+    except HeparError as error:
+        raise mask.on_error(error) from None
+    gone = [str(folder) for path, folder in folders.items() if folder != path]
+    # Files of an archive are no longer there.
+    series = (
+        replace(s, frames=None) if s.frames and _below(s.frames.files[0], gone) else s
+        for s in study.series
+    )
+    return replace(study, series=tuple(series))
+
+
+def _below(file: str, folders: Sequence[str]) -> bool:
+    return any(Path(file).is_relative_to(folder) for folder in folders)
+
+
+def _opened(path: Path, stack: ExitStack, mask: Mask) -> Path:
+    """A path, or the folder that an archive was unpacked to for as long as it is read."""
+    if not (path.is_file() and is_archive(path)):
+        return path
+    folder = stack.enter_context(private_folder())
+    mask.names[folder.name] = public_name(path.name)
+    unpack(path, folder)
+    return folder
+
+
+def _read(
+    source: Path | None, given: Mapping[Phase, Path], mask: Mask, interpolate_gaps: bool
+) -> Study:
+    """The study at paths that hold no archive; `mask` learns what names people in it."""
+    scans = {phase: _scan(path) for phase, path in given.items()}
+    taken = _files_of(given.values())
+    rest = _scan(source, taken) if source is not None else ([], Scan())
+    found = [*scans.values(), rest]
+    headers = [h for _, scan in found for h in scan.headers]
+    for root, (niftis, scan) in zip([*given.values(), source or Path()], found, strict=True):
+        paths = [*niftis, *(h.path for h in scan.headers), *(d.path for d in scan.damaged)]
+        mask.names |= names_in(sorted(paths), root)
+    by_series = {header.series_uid: header.path for header in headers}
+    mask.people = people_in(by_series.values(), {part for h in headers for part in h.patient})
+    refuse_unsafe(headers, [d for _, scan in found for d in scan.directories])
+    readings: list[Reading] = []
+    for phase, (niftis, scan) in scans.items():
+        there = _all_readings(niftis, scan, given[phase], interpolate_gaps)
+        readings.extend(_explicit(phase, given[phase], there))
+    if source is not None:
+        readings.extend(_all_readings(*rest, source, interpolate_gaps))
+    burned = {h.series_uid for h in headers if h.tags.get(BURNED_IN, "").upper() == "YES"}
+    readings = [_finished(r, mask, burned) for r in _without_needless_reformats(readings)]
     series, verdicts = numbered(readings)
     if not series:
-        raise _nothing_usable(readings, verdicts, (Path(source) if source else Path()).name)
+        raise _nothing_usable(readings, verdicts, (source or Path()).name)
     warnings = _warnings(verdicts)
     for warning in warnings:
         log.warning(warning)
@@ -83,10 +134,33 @@ def read_study(
     return Study(series, verdicts, warnings)
 
 
+def _finished(reading: Reading, mask: Mask, burned: Set[str]) -> Reading:
+    """A reading with what names people masked, and marked where its pixels may name them."""
+    verdict = replace(
+        reading.verdict,
+        source=mask(reading.verdict.source),
+        reason=mask(reading.verdict.reason),
+        description=mask(reading.verdict.description),
+        notes=tuple(mask(note) for note in reading.verdict.notes),
+    )
+    tags = mask.on_tags(reading.tags)
+    tags.pop(BURNED_IN, None)
+    if reading.volume is not None and tags.get("SeriesInstanceUID") in burned:
+        # Said of any of its images, it holds for the series.
+        tags[BURNED_IN] = "YES"
+        notes = (*verdict.notes, f"W_BURNED_IN: {_NO_PICTURES}")
+        code, reason = verdict.code or "W_BURNED_IN", f"{verdict.reason}; {_NO_PICTURES}"
+        verdict = replace(verdict, code=code, reason=reason, notes=notes)
+    return replace(reading, verdict=verdict, tags=tags)
+
+
 def _scan(path: Path, taken: frozenset[Path] = frozenset()) -> tuple[list[Path], Scan]:
     """NIfTI files and DICOM headers at a path, without files already taken."""
-    if not path.exists():
-        raise refuse("E_NO_IMAGE", f"{path.name} does not exist.")
+    file, part = split_part(path)
+    if not file.exists():
+        raise refuse("E_NO_IMAGE", f"{file.name} does not exist.")
+    if part is not None:
+        return [path], Scan()
     if path.is_file():
         return _scan_file(path)
     files = [file for file in walk_files(path) if file.resolve() not in taken]
@@ -117,7 +191,7 @@ def _beside(path: Path) -> list[Path]:
 def _files_of(paths: Iterable[Path]) -> frozenset[Path]:
     files: set[Path] = set()
     for path in paths:
-        members = walk_files(path) if path.is_dir() else [path]
+        members = walk_files(path) if path.is_dir() else [split_part(path)[0]]
         files.update(member.resolve() for member in members)
     return frozenset(files)
 
@@ -157,20 +231,24 @@ def _explicit(phase: Phase, path: Path, readings: list[Reading]) -> list[Reading
 
 
 def _nifti(path: Path, root: Path) -> Reading:
-    """One NIfTI file as a series."""
+    """One NIfTI file, or the part of one that was named, as a series."""
     source = path.relative_to(root).as_posix()
     verdict = SeriesVerdict("", source, "usable", "", None, path.name, 1)
+    file, part = split_part(path)
     try:
-        volume = read_nifti(path)
-        doubt = implausible(volume.array)
+        ct = read_ct(file, part)
+        doubt = implausible(ct.volume.array)
         if doubt is not None:
             raise refuse("E_HU_IMPLAUSIBLE", f"{path.name}: {doubt}.")
     except InputRefused as error:
         refused = replace(verdict, status="refused", reason=error.message, code=error.code)
         return Reading(refused, error=error)
-    depth, rows, columns = volume.grid.shape
-    reason = f"{depth} x {rows} x {columns} voxels"
-    return Reading(replace(verdict, reason=reason), volume, {"FileName": source})
+    depth, rows, columns = ct.volume.grid.shape
+    notes = [note.partition(": ") for note in ct.notes]
+    reason = "; ".join([f"{depth} x {rows} x {columns} voxels", *(text for *_, text in notes)])
+    code = notes[0][0] if notes else None
+    verdict = replace(verdict, reason=reason, code=code, notes=tuple(ct.notes))
+    return Reading(verdict, ct.volume, {"FileName": source}, lattice=ct.lattice)
 
 
 def _without_needless_reformats(readings: list[Reading]) -> list[Reading]:

@@ -7,6 +7,7 @@ JSON then hold the same ones.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hepar.geometry import Box, Grid, uncanonical
+from hepar.geometry import Array, Box, Grid, Lattice, uncanonical
 from hepar.io.ingest import ingest
 from hepar.io.nifti import write_nifti
 from hepar.provenance import Provenance, sha256_file
 from hepar.render.page import render_page
-from hepar.render.pictures import report_figures
+from hepar.render.pictures import Figure, report_figures
+from hepar.resampling import resample_lattice
 from hepar.study import (
     LESION_TYPES,
     PHASE_ORDER,
@@ -31,8 +33,11 @@ from hepar.study import (
     Lesion,
     LesionMap,
     LiverCase,
+    Phase,
+    PhasedStudy,
     PhaseFinding,
     RegistrationFinding,
+    Series,
 )
 
 _CHANCE_DIGITS = 3
@@ -101,12 +106,13 @@ def write_report(
         run: content of `run.json`, e.g. `Provenance.as_dict()`; else the findings' provenance.
         files: the study's, from `ingest.listing`; None where they cannot be listed.
     """
-    written = _write_masks(case, lesions, out_dir, probabilities)
+    written = _write_masks(case, lesions, out_dir, probabilities, _signature(findings))
     phased = case.aligned.phased
     document = ingest(phased.study, phased, files=files)
-    figures = report_figures(case, lesions)
+    figures: tuple[Figure, ...] = () if _may_show_names(case) else report_figures(case, lesions)
     pngs = {figure.name: figure.picture.png() for figure in figures}
-    (out_dir / "overlay").mkdir(exist_ok=True)
+    if figures:
+        (out_dir / "overlay").mkdir(exist_ok=True)
     for name, png in pngs.items():
         written.append(out_dir / "overlay" / f"{name}.png")
         written[-1].write_bytes(png)
@@ -180,10 +186,13 @@ CSV_COLUMNS = (
 
 
 def _write_masks(
-    case: LiverCase, lesions: LesionMap, out_dir: Path, probabilities: bool
+    case: LiverCase, lesions: LesionMap, out_dir: Path, probabilities: bool, signature: str
 ) -> list[Path]:
-    """Masks on the reference series' own voxels: flips and transposes only, no interpolation."""
-    source = case.aligned.source_grid
+    """Masks on the reference series' own voxels: flips and transposes only, no interpolation.
+
+    Only where those voxels have no orthogonal axes each takes the nearest voxel's label.
+    """
+    aligned = case.aligned
     arrays: dict[str, NDArray[Any]] = {
         "segmentation": lesions.label.astype(np.uint8, copy=False),
         "lesions": _smallest(lesions.instances),
@@ -196,13 +205,66 @@ def _write_masks(
         }
         for name, values in inside.items():
             if values is not None:
-                arrays[name] = np.zeros(case.aligned.grid.shape, dtype=np.float32)
+                arrays[name] = np.zeros(aligned.grid.shape, dtype=np.float32)
                 arrays[name][case.box.slices] = values
     paths = []
     for name, array in arrays.items():
         paths.append(out_dir / f"{name}.nii.gz")
-        write_nifti(paths[-1], uncanonical(array, source), source)
+        write_nifti(paths[-1], *_as_stored(array, aligned), signature)
     return paths
+
+
+def _as_stored(array: Array, aligned: AlignedStudy) -> tuple[Array, Grid | Lattice]:
+    """An array of the axial reference grid on the voxels of the file that it came from."""
+    source, stored = aligned.source_grid, _stored_grid(aligned)
+    turned = uncanonical(array, source)
+    if isinstance(stored, Grid):
+        return turned, stored
+    order = 1 if array.dtype.kind == "f" else 0
+    return resample_lattice(turned, source, stored, order=order, fill=0), stored
+
+
+def _stored_grid(aligned: AlignedStudy) -> Grid | Lattice:
+    """Where the voxels of the reference series lie as its file has them."""
+    series = _series_of(aligned.phased, aligned.reference)
+    return aligned.source_grid if series is None or series.lattice is None else series.lattice
+
+
+def _series_of(phased: PhasedStudy, phase: Phase) -> Series | None:
+    ids = {reading.phase: reading.series_id for reading in phased.readings}
+    found = (s for s in phased.study.series if s.verdict.series_id == ids.get(phase))
+    return next(found, None)
+
+
+def _may_show_names(case: LiverCase) -> bool:
+    """Whether the scanner says that text is burned into the pixels of a series in use."""
+    phased = case.aligned.phased
+    used = (_series_of(phased, phase) for phase in case.aligned.volumes)
+    return any(s is not None and s.tags.get("BurnedInAnnotation") == "YES" for s in used)
+
+
+def _signature(findings: Findings) -> str:
+    """Program and model in the 79 characters that a NIfTI header has for a description."""
+    said = findings.provenance
+    model = str(dict(said.get("hashes", {})).get("model", ""))[:16]
+    return f"hepar {said.get('hepar', '')} model {model} research use only"
+
+
+def input_sha256(phased: PhasedStudy) -> str:
+    """One digest of what was segmented: the HU and place of every phase, and its series' UID.
+
+    Args:
+        phased: harmonized or not; the digests differ.
+    """
+    digest = hashlib.sha256()
+    for phase in PHASE_ORDER:
+        if phase in phased.volumes:
+            volume, series = phased.volumes[phase], _series_of(phased, phase)
+            uid = series.tags.get("SeriesInstanceUID", "") if series is not None else ""
+            digest.update(f"{phase} {uid} {volume.grid}\n".encode())
+            for plane in volume.array:
+                digest.update(np.ascontiguousarray(plane).tobytes())
+    return digest.hexdigest()
 
 
 def _smallest(instances: NDArray[np.uint16]) -> NDArray[Any]:
@@ -248,7 +310,7 @@ def _rounded(lesion: Lesion, aligned: AlignedStudy) -> Lesion:
         return None if value is None else round(value, 1)
 
     x, y, z = lesion.centroid_mm
-    box = box_on_source(Box(*lesion.box_zyx), aligned.grid, aligned.source_grid)
+    box = box_on_source(Box(*lesion.box_zyx), aligned.grid, _stored_grid(aligned))
     return Lesion(
         id=lesion.id,
         volume_ml=round(lesion.volume_ml, 2),
@@ -265,10 +327,19 @@ def _rounded(lesion: Lesion, aligned: AlignedStudy) -> Lesion:
     )
 
 
-def box_on_source(box: Box, axial: Grid, source: Grid) -> Box:
-    """A box of the axial reference grid in voxels of the series as it was read."""
-    corners = np.array([box.start, box.stop], dtype=np.float64) - [[0.0], [1.0]]
-    index = np.rint(source.world_to_index(axial.index_to_world(corners))).astype(int)
+def box_on_source(box: Box, axial: Grid, source: Grid | Lattice) -> Box:
+    """A box of the axial reference grid in voxels of the series as it was read.
+
+    Where the axes of those are not orthogonal it is the box around all eight corners.
+    """
+    ends = np.array([box.start, box.stop], dtype=np.float64) - [[0.0], [1.0]]
+    if isinstance(source, Grid):
+        index = np.rint(source.world_to_index(axial.index_to_world(ends))).astype(int)
+    else:
+        corners = ends[np.array(list(np.ndindex(2, 2, 2))), np.arange(3)]
+        index = source.world_to_index(axial.index_to_world(corners))
+        index = np.concatenate([np.floor(index), np.ceil(index)]).astype(int)
+        index = np.clip(index, 0, np.asarray(source.shape) - 1)
     low, high = index.min(axis=0), index.max(axis=0) + 1
     return Box((int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2])))
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hepar.errors import UsageError
+from hepar.infer.weights import check_header
 
 
 def start_trunk(model: nn.Module, path: Path) -> None:
@@ -24,6 +25,7 @@ def start_trunk(model: nn.Module, path: Path) -> None:
     Raises:
         UsageError: `E_RECIPE`: the file cannot be read or does not fit, or the system has no trunk
             with published weights.
+        ModelIntegrityError: `E_SAFETENSORS`, the file's header is made up.
     """
     load: Any = getattr(model, "load_trunk", None)
     if load is None:
@@ -37,6 +39,7 @@ def start_trunk(model: nn.Module, path: Path) -> None:
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
+            check_header(path.read_bytes(), path.name)
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:

@@ -16,7 +16,9 @@ Json = Annotated[bool, arg(name="json", help="One JSON document on stdout.")]
 Phases = Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(
-        name="phase", metavar="PHASE=PATH", help="State a phase: nc, art, pv or dl, and its series."
+        name="phase",
+        metavar="PHASE=PATH",
+        help="State a phase: nc, art, pv or dl, and its series; FILE#1 is volume 1 of a 4D file.",
     ),
 ]
 Overrides = Annotated[

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 # What `inspect -o` leaves.
 INSPECTED = ("ingest.json", "series.png")
+_STUDY = "DICOM folder, NIfTI file, folder of either, or a zip or tar archive of them."
 
 
 def segment(
     study: Annotated[
         Positional[Path | None],
-        arg(metavar="STUDY", help="DICOM folder, NIfTI file, or folder of either."),
+        arg(metavar="STUDY", help=_STUDY),
     ] = None,
     /,
     *,
@@ -71,7 +72,7 @@ def segment(
 def inspect(
     study: Annotated[
         Positional[Path],
-        arg(metavar="STUDY", help="DICOM folder, NIfTI file, or folder of either."),
+        arg(metavar="STUDY", help=_STUDY),
     ],
     /,
     *,

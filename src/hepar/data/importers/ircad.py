@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from hepar.data.importers.case import ImportedCase, Mask, RefusedCase, Role, Truth, phase_assumed
 from hepar.errors import InputRefused
-from hepar.io.archive import is_archive, unpack
+from hepar.io.archive import MASK_CAPS, is_archive, unpack
 from hepar.io.refusal import refuse
 from hepar.study import Phase
 
@@ -121,7 +121,7 @@ def _opened(folder: Path, name: str, work: Path, wanted: Callable[[PurePosixPath
         raise refuse("E_CASE_FILES", f"{folder.name} has no {name}.", "prepare")
     if part.is_dir():
         return _inner(part, name)
-    unpack(part, work / name, wanted=wanted)
+    unpack(part, work / name, wanted=wanted, caps=MASK_CAPS)
     return _inner(work / name, name)
 
 

@@ -20,7 +20,7 @@ from hepar.io.dicom_headers import Header
 from hepar.io.dicom_pixels import quiet
 from hepar.io.dicom_scan import scan_files, walk_files
 from hepar.io.hounsfield import implausible
-from hepar.io.nifti import read_label, read_nifti
+from hepar.io.nifti import histogram, read_ct, read_label
 from hepar.io.refusal import REMEDIES, refuse
 from hepar.study import BACKGROUND, LIVER, TUMOR, Phase, Volume
 
@@ -31,10 +31,11 @@ RoleMasks = Mapping[Role, NDArray[np.bool_]]
 
 @dataclass(frozen=True)
 class Image:
-    """An image, and its files in slice order where it is DICOM."""
+    """An image, its files in slice order where it is DICOM, and `W_CODE: words` of its file."""
 
     volume: Volume
     files: tuple[Path, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class _Reader:
                 raise refuse(
                     "E_LABEL_VALUES",
                     f"{mask.path.name} holds {strange[0]}, and only "
-                    f"{', '.join(map(str, mask.known))} have a meaning.",
+                    f"{', '.join(map(str, mask.known))} have a meaning: {histogram(array)}.",
                     "prepare",
                 )
         return np.isin(array, mask.values) if mask.values else array > 0
@@ -106,8 +107,8 @@ def load_case(case: ImportedCase) -> LoadedCase:
     """Read a case and check that its parts belong together.
 
     Raises:
-        InputRefused: an image or mask cannot be used; `E_PLACEHOLDER_GEOMETRY`; `E_NO_TRUTH`, the
-            liver mask is empty.
+        InputRefused: an image or mask cannot be used; `E_PLACEHOLDER_GEOMETRY`;
+            `E_LABEL_EMPTY`, the liver mask is empty or an image blank.
     """
     images = {phase: read_image(path) for phase, path in case.images.items()}
     reference = images[case.reference]
@@ -123,11 +124,12 @@ def load_case(case: ImportedCase) -> LoadedCase:
     tumor = roles["tumor"]
     liver = roles["liver"] | tumor | roles.get("cyst", np.zeros_like(tumor))
     if not liver.any():
-        raise refuse("E_NO_TRUTH", f"The liver mask of {case.case_id} is empty.", "prepare")
+        raise refuse("E_LABEL_EMPTY", f"The liver mask of {case.case_id} is empty.", "prepare")
     label = np.full(liver.shape, BACKGROUND, dtype=np.uint8)
     label[liver], label[tumor] = LIVER, TUMOR
     instances = _instances(case, reader, tumor)
-    warnings = [*case.warnings, *_instance_doubts(instances, tumor, case.lesion_types)]
+    told = (warning for image in images.values() for warning in image.warnings)
+    warnings = [*case.warnings, *told, *_instance_doubts(instances, tumor, case.lesion_types)]
     phase_masks: dict[Phase, RoleMasks] = {case.reference: {"liver": liver, "tumor": tumor}}
     for phase, truth in case.phase_truth.items():
         phase_masks[phase], said = _phase_masks(truth, images[phase])
@@ -186,11 +188,16 @@ def read_image(path: Path) -> Image:
         # Masks drawn on images that were resampled belong to no slice of the volume.
         files = tuple(Path(f) for f in frames.files) if frames is not None and regular else ()
         return Image(series[0].volume, files)
-    volume = read_nifti(path)
-    doubt = implausible(volume.array)
+    ct = read_ct(path)
+    hu = ct.volume.array
+    if hu.min() == hu.max():
+        raise refuse(
+            "E_LABEL_EMPTY", f"{path.name} is blank: every value is {hu.min()}.", "prepare"
+        )
+    doubt = implausible(hu)
     if doubt is not None:
         raise refuse("E_HU_IMPLAUSIBLE", f"{path.name}: {doubt}.", "prepare")
-    return Image(volume)
+    return Image(ct.volume, warnings=tuple(f"{note} ({path.name})" for note in ct.notes))
 
 
 def _dicom_mask(mask: Mask, image: Image) -> tuple[NDArray[np.bool_], str | None]:

@@ -14,9 +14,10 @@ from jaxtyping import Bool, Int16, Integer
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from hepar.geometry import Array, Grid, canonical, uncanonical
+from hepar.data.cohort import SAME_VOXELS
+from hepar.geometry import Array, Box, Grid, canonical, uncanonical
 from hepar.io.refusal import refuse
-from hepar.study import Volume
+from hepar.study import LIVER, TUMOR, Volume
 
 TOL_MM = 0.1
 _UNITS = (1.0, 10.0, 1000.0)
@@ -45,20 +46,21 @@ def place(mask: Volume, image: Volume, name: str) -> tuple[NDArray[np.integer], 
         Labels `(z, y, x)` on the image's voxels, and a `W_CODE: words` if anything was done.
 
     Raises:
-        InputRefused: `E_LABEL_GRID`.
+        InputRefused: `E_GRID_MISMATCH`.
     """
-    if mask.grid.is_close(image.grid, tol_mm=TOL_MM):
+    near_mm = SAME_VOXELS * min(image.grid.spacing_mm)
+    if mask.grid.is_close(image.grid, tol_mm=near_mm):
         return mask.array, None
     turned, there = canonical(mask.array, mask.grid)
     _, target = canonical(image.array, image.grid)
-    if there.is_close(target, tol_mm=TOL_MM):
+    if there.is_close(target, tol_mm=near_mm):
         text = f"W_LABEL_TURNED: {name} holds its voxels in another order than the image"
         return np.ascontiguousarray(uncanonical(turned, image.grid)), text
     if mask.grid.shape == image.grid.shape:
         found = _repaired(mask, image, name)
         if found is not None:
             return found
-    raise refuse("E_LABEL_GRID", f"{name} {_difference(mask.grid, image.grid)}.", "prepare")
+    raise refuse("E_GRID_MISMATCH", f"{name} {_difference(mask.grid, image.grid)}.", "prepare")
 
 
 def _repaired(mask: Volume, image: Volume, name: str) -> tuple[NDArray[np.integer], str] | None:
@@ -149,7 +151,7 @@ def doubts(image: Volume, label: Integer[Array, "z y x"]) -> tuple[str, ...]:
         label: 0 background, 1 liver, 2 tumor, on the image.
 
     Returns:
-        `W_LIVER_SIDE`, `W_FRONT_BACK`, `W_LIVER_HU`.
+        `W_LIVER_SIDE`, `W_FRONT_BACK`, `W_LIVER_HU`, `W_TUMOR_OUTSIDE_LIVER`.
     """
     hu, grid = canonical(image.array, image.grid)
     mask = canonical(label > 0, image.grid)[0]
@@ -157,6 +159,11 @@ def doubts(image: Volume, label: Integer[Array, "z y x"]) -> tuple[str, ...]:
     parenchyma = float(np.median(image.array[label > 0]))
     if not _USUAL_LIVER_HU[0] < parenchyma < _USUAL_LIVER_HU[1]:
         found.append(f"W_LIVER_HU: the median of the liver is {parenchyma:.0f} HU")
+    if apart := tumor_apart(label):
+        found.append(
+            f"W_TUMOR_OUTSIDE_LIVER: {apart} voxels of tumor touch no liver; they are trained on "
+            "and scored as tumor all the same"
+        )
     slices = np.flatnonzero(mask.any(axis=(1, 2)))
     slices = slices[:: max(1, len(slices) // _MAX_SLICES)]
     part = hu[slices]
@@ -177,6 +184,17 @@ def doubts(image: Volume, label: Integer[Array, "z y x"]) -> tuple[str, ...]:
                 "image may be flipped or the patient prone"
             )
     return tuple(found)
+
+
+def tumor_apart(label: Integer[Array, "z y x"]) -> int:
+    """Voxels of tumor in parts of a label map that hold no liver voxel and touch none."""
+    box = Box.around(label > 0)
+    if box is None or not (label == TUMOR).any():
+        return 0
+    inside = label[box.slices]
+    parts, _ = ndimage.label(inside > 0, np.ones((3, 3, 3)))
+    with_liver = np.unique(parts[inside == LIVER])
+    return int(np.count_nonzero((inside == TUMOR) & ~np.isin(parts, with_liver)))
 
 
 def _center(mask: Bool[Array, "z y x"]) -> tuple[float, float, float]:
