@@ -92,6 +92,8 @@ def inspection_rows(study: Study, phased: PhasedStudy | None) -> list[dict[str, 
                 "phase": str(reading.phase) if reading else None,
                 "phase_confidence": reading.confidence if reading else None,
                 "phase_reason": reading.reason if reading else None,
+                "phase_uncertain": reading.uncertain if reading else None,
+                "organ_hu": dict(reading.organ_hu) if reading else None,
             }
         )
     return rows
@@ -105,7 +107,8 @@ def format_inspection(rows: Sequence[Mapping[str, Any]], warnings: Sequence[str]
         named = f" ({row['description']})" if row["description"] else ""
         lines.append(f"{row['series']}{named}: {row['status']}: {row['reason']}{size}")
         if row["phase"]:
-            sure = f"{row['phase_confidence']:.2f}"
+            doubt = ", uncertain" if row["phase_uncertain"] else ""
+            sure = f"{row['phase_confidence']:.2f}{doubt}"
             lines.append(f"  {row['phase']} ({sure}): {row['phase_reason']}")
     return "".join(f"{line}\n" for line in (*lines, *warnings))
 

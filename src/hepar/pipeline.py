@@ -65,11 +65,13 @@ class Pipeline:
         begin = self.progress
         begin("read the study")
         study = read_study(source, stated)  # every series with a verdict
-        phased = assign_phases(study)  # phase, confidence, reason
+        begin("tell the phases")
+        finder = self.bundle.model("liver")
+        phased = assign_phases(study, finder, tiling=self.tiling)  # phase, confidence, reason
         begin("register " + ", ".join(phased.volumes))
         aligned = register(harmonize(phased))  # one grid; a quality a phase
         begin("find the liver")
-        liver = find_liver(aligned, self.bundle.model("liver"), tiling=self.tiling)
+        liver = find_liver(aligned, finder, tiling=self.tiling)
         begin("find lesions")
         liver, lesions = find_lesions(
             liver, self.bundle.model("tumor"), tiling=self.tiling, uncertainty=uncertainty

@@ -214,6 +214,8 @@ def _phases(aligned: AlignedStudy) -> tuple[PhaseFinding, ...]:
             series_id=readings[phase].series_id,
             confidence=round(readings[phase].confidence, _CHANCE_DIGITS),
             reason=readings[phase].reason,
+            uncertain=readings[phase].uncertain,
+            organ_hu=dict(readings[phase].organ_hu),
         )
         for phase in PHASE_ORDER
         if phase in aligned.volumes
@@ -304,6 +306,8 @@ def _ingest(case: LiverCase) -> dict[str, Any]:
                 "phase": str(reading.phase) if reading else None,
                 "phase_confidence": round(reading.confidence, _CHANCE_DIGITS) if reading else None,
                 "phase_reason": reading.reason if reading else None,
+                "phase_uncertain": reading.uncertain if reading else None,
+                "organ_hu": dict(reading.organ_hu) if reading else None,
                 "shape_zyx": list(grid.shape) if grid else None,
                 "spacing_mm_zyx": [round(v, 4) for v in grid.spacing_mm] if grid else None,
             }

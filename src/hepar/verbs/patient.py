@@ -79,16 +79,18 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Say what is in a study: every series, whether it can be used and why, and its phase."""
+    from hepar.infer.bundle import default_bundle_path, load_bundle
     from hepar.stages.phases import assign_phases
     from hepar.stages.read import read_study
 
     with progress(quiet) as step:
         step("read")
         read = read_study(study, stated_phases(phases))
+        step("tell the phases")
         refusal: HeparError | None = None
         phased = None
         try:
-            phased = assign_phases(read)
+            phased = assign_phases(read, load_bundle(default_bundle_path()).model("liver"))
         except HeparError as error:
             refusal = error
     rows = inspection_rows(read, phased)
