@@ -108,7 +108,7 @@ def well_timed(scan: Scan) -> bool:
 
 
 def fit(options: argparse.Namespace, model: Model) -> None:
-    """Fit, choose the temperature and the limit of what is familiar, and write the coefficients."""
+    """Fit, calibrate, and write the coefficients."""
     begin = range(FIT_SEED, FIT_SEED + options.patients)
     fitted = measured(begin, model, options.keep)
     more = range(CALIBRATION_SEED, CALIBRATION_SEED + options.patients // 2)
@@ -239,10 +239,10 @@ def main() -> None:
     parser.add_argument("what", choices=["fit", "test", "real"])
     parser.add_argument("data", type=Path, nargs="?", help="folder of the real scans")
     parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("--patients", type=int, default=0, help="100 to fit, 50 to test")
+    parser.add_argument("--patients", type=int, default=0, help="60 to fit, 50 to test")
     parser.add_argument("--keep", type=Path, help="JSON lines of scans measured before, extended")
     options = parser.parse_args()
-    options.patients = options.patients or (50 if options.what == "test" else 100)
+    options.patients = options.patients or (50 if options.what == "test" else 60)
     torch.set_num_threads(1)
     model = load_bundle(default_bundle_path()).model("liver")
     {"fit": fit, "test": test, "real": real}[options.what](options, model)

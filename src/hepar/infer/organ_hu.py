@@ -42,6 +42,8 @@ _MIDLINE_MM = 4.0
 _SHELL_MM, _DEPTH_MM = (1.5, 6.5), 9.0
 # Vessels fill about a twentieth of what lies deep in the liver.
 _VESSEL_PERCENTILE = 97
+# Between the tenth and the ninetieth percentile: no liver spreads so far, full of tumors or not.
+_WIDEST_HU = 150.0
 _TISSUE_HU = (-30.0, 600.0)
 
 
@@ -100,16 +102,21 @@ def organ_hu(volume: Volume, organs: Organs) -> dict[str, float]:
         organs: from `find_organs`.
 
     Returns:
-        Name in `MEASURES` -> HU; a name is absent where the scan does not show the organ.
+        Name in `MEASURES` -> HU; a name is absent where the scan does not show the organ. Nothing
+        where no liver is seen, or none that is of one tissue: a network that was made to find
+        livers names organs in anything, noise included.
     """
     scan = _Scan.of(volume, organs)
+    liver = _liver(scan)
+    if liver["liver"] is None:
+        return {}
     aorta, cava = great_vessels(organs)
     found: dict[str, float | None] = {
         "aorta": _median(scan.values(scan.fine(aorta, 3.0))),
         "cava": _median(scan.values(scan.fine(cava, 3.0))),
         "heart": _percentile(scan.values(scan.mask("heart", 5.0)), 75),
     }
-    found |= _liver(scan) | _spleen(scan) | _kidney(scan)
+    found |= liver | _spleen(scan) | _kidney(scan)
     return {name: round(found[name] or 0.0, 1) for name in MEASURES if found[name] is not None}
 
 
@@ -158,9 +165,8 @@ def _column(organs: Organs) -> tuple[float, float] | None:
 
 
 def _liver(scan: _Scan) -> dict[str, float | None]:
-    deep = scan.mask("liver", 7.5)
-    values = scan.values(deep)
-    if not values.size:
+    values = scan.values(scan.mask("liver", 7.5))
+    if not values.size or np.ptp(np.percentile(values, (10, 90))) > _WIDEST_HU:
         return {"liver": None, "liver_vessels": None}
     median = float(np.median(values))
     bright = float(np.percentile(values, _VESSEL_PERCENTILE))

@@ -42,6 +42,8 @@ MIN_MEASURES = 3
 _DEGREES = 6.0
 _WIDEN = 0.08
 _POOLED_SCANS = 20.0
+# How much farther than the farthest held-out phantom a real scan may lie.
+_FARTHER = 1.5
 _SCALE_HU = 40.0
 _TEMPERATURES = np.geomspace(0.5, 8.0, 57)
 
@@ -83,6 +85,15 @@ class PhaseClassifier(BaseModel):
         Returns:
             None where fewer than three measures were taken.
         """
+        scored = self._score(hu)
+        if scored is None:
+            return None
+        logs, distance = scored
+        chances = dict(zip(PHASE_ORDER, self._chances(logs, self.temperature), strict=True))
+        return ImageReading(chances, hu, distance, distance <= self.farthest)
+
+    def _score(self, hu: Mapping[str, float]) -> tuple[NDArray[np.float64], float] | None:
+        """Logs of prior times density by window, and the squared distance to the nearest."""
         seen = [k for k, name in enumerate(self.measures) if name in hu]
         if len(seen) < MIN_MEASURES:
             return None
@@ -90,11 +101,12 @@ class PhaseClassifier(BaseModel):
         logs, distances = zip(
             *(self._component(w, x, seen) for w in range(len(self.windows))), strict=True
         )
-        score = np.array(logs) / self.temperature
-        weight = np.exp(score - score.max())
-        chance = (weight / weight.sum()) @ np.array(self.named)
-        familiar = min(distances) / len(seen) <= self.farthest
-        return ImageReading(dict(zip(PHASE_ORDER, chance.tolist(), strict=True)), hu, familiar)
+        return np.array(logs), min(distances) / len(seen)
+
+    def _chances(self, logs: NDArray[np.float64], temperature: float) -> list[float]:
+        """Probability of every phase, in `PHASE_ORDER`."""
+        weight = np.exp((logs - logs.max()) / temperature)
+        return list(map(float, (weight / weight.sum()) @ np.array(self.named)))
 
     def _component(
         self, window: int, x: NDArray[np.float64], seen: list[int]
@@ -121,11 +133,13 @@ class ImageReading:
     Attributes:
         probabilities: of every phase, summing to 1.
         hu: measure -> HU it was read from.
+        distance: squared distance to the nearest component, a measure.
         familiar: the HU are like those of some phase; else the probabilities mean nothing.
     """
 
     probabilities: Mapping[Phase, float]
     hu: Mapping[str, float]
+    distance: float = 0.0
     familiar: bool = True
 
     @property
@@ -188,22 +202,28 @@ def fit_phase_classifier(
 def calibrate_phase_classifier(
     classifier: PhaseClassifier, hu: Sequence[Mapping[str, float]], phases: Sequence[Phase]
 ) -> PhaseClassifier:
-    """Choose the temperature with the smallest log loss on scans that were not fitted.
+    """Choose the temperature with the smallest log loss, and the limit of what is familiar.
 
     Args:
         classifier: fitted.
-        hu: measures of each scan.
+        hu: measures of each scan, none of them fitted.
         phases: what each is called.
     """
-    told = [(one, phase) for one, phase in zip(hu, phases, strict=True) if classifier.read(one)]
+    scored = [
+        (found, PHASE_ORDER.index(phase))
+        for one, phase in zip(hu, phases, strict=True)
+        if (found := classifier._score(one)) is not None
+    ]
 
     def loss(temperature: float) -> float:
-        tried = classifier.model_copy(update={"temperature": temperature})
-        chances = [reading.probabilities[p] for one, p in told if (reading := tried.read(one))]
+        chances = [classifier._chances(logs, temperature)[k] for (logs, _), k in scored]
         return -float(np.mean(np.log(np.maximum(chances, 1e-6))))
 
     best = min(_TEMPERATURES, key=loss)
-    return classifier.model_copy(update={"temperature": round(float(best), 3)})
+    far = max(distance for (_, distance), _ in scored)
+    return classifier.model_copy(
+        update={"temperature": round(float(best), 3), "farthest": round(_FARTHER * far, 3)}
+    )
 
 
 @lru_cache(maxsize=1)
