@@ -120,7 +120,8 @@ def fit(options: argparse.Namespace, model: Model) -> None:
         classifier, [s.hu for s in held_out], [Phase(s.phase) for s in held_out]
     )
     classifier = classifier.model_copy(update={"liver_sha256": model.sha256})
-    options.out.write_text(classifier.model_dump_json(indent=1) + "\n")
+    rows = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in classifier.model_dump().items()]
+    options.out.write_text("{\n" + ",\n".join(rows) + "\n}\n")
 
 
 def test(options: argparse.Namespace, model: Model) -> None:
