@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from hepar.errors import InputRefused
+from hepar.arguments import stated_phases
+from hepar.errors import InputRefused, UsageError
 from hepar.geometry import Grid, uncanonical
+from hepar.infer.bundle import Model
+from hepar.infer.phase_reading import ImageReading
 from hepar.io.phase_words import phase_of_path, phase_of_text, seconds_in_text
+from hepar.stages import phases as stage
 from hepar.stages.harmonize import harmonize
 from hepar.stages.phases import assign_phases
 from hepar.study import Phase, PhasedStudy, Series, SeriesVerdict, Study, Volume
@@ -45,6 +52,12 @@ def _study(*series: Series) -> Study:
         ("non-contrast", Phase.NC),
         ("Abdomen ohne KM 5.0", Phase.NC),
         ("Abdo sans injection", Phase.NC),
+        ("native", Phase.NC),
+        ("arterial_early", Phase.ART),
+        ("liver_arterial_late.nii.gz", Phase.ART),
+        ("art late", Phase.ART),
+        ("portal_venous", Phase.PV),
+        ("delayed", Phase.DL),
         ("art.nii.gz", Phase.ART),
         ("case_017_ARTERIAL_0001.nii.gz", Phase.ART),
         ("late arterial 35s", Phase.ART),
@@ -192,6 +205,91 @@ def test_lone_series_is_the_reference_with_a_warning() -> None:
     assert phased.readings[0].confidence == 0.2
     assert "assumed" in phased.readings[0].reason
     assert [w.split(":")[0] for w in phased.warnings] == ["W_PHASE_ASSUMED"]
+
+
+def _seen(monkeypatch: pytest.MonkeyPatch, familiar: bool = True, **chances: float) -> Model:
+    """Let every image be read with these probabilities."""
+    given = {phase: chances.get(phase.value, 0.0) for phase in Phase}
+    reading = ImageReading(given, {"aorta": 150.0}, 1.0, familiar)
+    monkeypatch.setattr(stage, "_look", lambda series, model, tiling: reading)
+    return Model("liver", nn.Identity())
+
+
+def test_closed_form_text_and_image_are_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.85 and 0.05 a phase from the description, times the image, over their sum."""
+    named = _study(_series("7", SeriesDescription="arterial"))
+    reading = assign_phases(named, _seen(monkeypatch, ART=0.4, PV=0.6)).readings[0]
+    assert reading.phase is Phase.ART
+    assert reading.confidence == pytest.approx(0.34 / 0.37, abs=1e-3)
+    assert not reading.uncertain
+    assert reading.organ_hu == {"aorta": 150.0}
+    # Contradicted: 0.85 x 0.04 against 0.05 x 0.96, and a conflict costs 0.25.
+    phased = assign_phases(named, _seen(monkeypatch, ART=0.04, PV=0.96))
+    reading = phased.readings[0]
+    assert reading.phase is Phase.PV
+    assert reading.confidence == pytest.approx(0.048 / 0.082 - 0.25, abs=1e-3)
+    assert reading.uncertain
+    assert [w.split(":")[0] for w in phased.warnings] == ["W_PHASE_TAG_CONFLICT"]
+    # Not sure enough to win, still said.
+    phased = assign_phases(named, _seen(monkeypatch, ART=0.09, PV=0.55, DL=0.36))
+    assert phased.readings[0].phase is Phase.ART
+    assert phased.readings[0].uncertain
+    assert [w.split(":")[0] for w in phased.warnings] == ["W_PHASE_TAG_CONFLICT"]
+
+
+def test_closed_form_the_image_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = _study(_series("7"))
+    phased = assign_phases(alone, _seen(monkeypatch, DL=0.95, PV=0.05))
+    assert (phased.reference, phased.readings[0].confidence) == (Phase.DL, 0.95)
+    assert phased.warnings == ()
+    phased = assign_phases(alone, _seen(monkeypatch, ART=0.55, PV=0.45))
+    assert phased.reference is Phase.ART
+    assert phased.readings[0].uncertain
+    (warning,) = phased.warnings
+    assert warning.startswith("W_PHASE_UNCERTAIN: ")
+    assert "arterial 0.55, portal venous 0.45" in warning
+    # What names no phase, or is like no scan that was ever fitted, leaves the assumption.
+    for model in (
+        lambda: _seen(monkeypatch, ART=0.4, PV=0.35, DL=0.25),
+        lambda: _seen(monkeypatch, familiar=False, DL=1.0),
+    ):
+        phased = assign_phases(alone, model())
+        assert phased.reference is Phase.PV
+        assert [w.split(":")[0] for w in phased.warnings] == ["W_PHASE_ASSUMED"]
+
+
+def test_closed_form_two_reconstructions_are_not_told_apart_by_noise_of_their_hu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thicker one is read a little surer; the thinner is still preferred."""
+    thin = _series("a", series_id="a", shape=(12, 5, 4), spacing_mm=(2.5, 1.0, 1.0))
+    thick = _series("b", series_id="b")
+    chance = {"a": 0.96, "b": 0.98}
+
+    def look(series: Series, model: Model, tiling: object) -> ImageReading:
+        sure = chance[series.verdict.series_id]
+        given = {Phase.NC: 0.0, Phase.ART: 0.0, Phase.PV: sure, Phase.DL: 1 - sure}
+        return ImageReading(given, {})
+
+    monkeypatch.setattr(stage, "_look", look)
+    phased = assign_phases(_study(thick, thin), Model("liver", nn.Identity()))
+    assert [r.series_id for r in phased.readings] == ["a"]
+
+
+def test_closed_form_names_for_the_flag() -> None:
+    for name, phase in (
+        ("ART", Phase.ART),
+        ("native", Phase.NC),
+        ("arterial_early", Phase.ART),
+        ("arterial_late", Phase.ART),
+        ("portal_venous", Phase.PV),
+        ("delayed", Phase.DL),
+    ):
+        assert stated_phases((f"{name}=a/b.nii",)) == {phase: Path("a/b.nii")}
+    for pairs in (("late=x",), ("art",), ("art=",), ("arterial_early=x", "arterial_late=y")):
+        with pytest.raises(UsageError) as caught:
+            stated_phases(pairs)
+        assert caught.value.code == "E_USAGE"
 
 
 def test_several_unknown_series_are_refused_with_a_remedy() -> None:

@@ -12,28 +12,32 @@ if TYPE_CHECKING:
 
 
 def stated_phases(pairs: tuple[str, ...]) -> dict[Phase, Path]:
-    """`PHASE=PATH` pairs by phase.
+    """`PHASE=PATH` pairs by phase; a phase by our name or any other of `io.phase_words.NAMED`.
 
     Raises:
         UsageError: `E_USAGE`, a pair names no phase or no path, or a phase comes twice.
     """
-    from hepar.study import Phase
+    from hepar.io.phase_words import NAMED
 
     stated: dict[Phase, Path] = {}
     for pair in pairs:
         name, equals, path = pair.partition("=")
-        if not equals or name.upper() not in Phase.__members__ or not path:
+        phase = NAMED.get(name.strip().lower())
+        if not equals or phase is None or not path:
             raise UsageError(
                 "E_USAGE",
                 "cli",
                 f"--phase {pair!r} does not name a phase and a path.",
-                "Write it as --phase art=PATH, with nc, art, pv or dl.",
+                f"Write it as --phase art=PATH, with one of {', '.join(NAMED)}.",
             )
-        if Phase[name.upper()] in stated:
+        if phase in stated:
             raise UsageError(
-                "E_USAGE", "cli", f"--phase {name} is given twice.", "Give each phase once."
+                "E_USAGE",
+                "cli",
+                f"--phase {name} is given twice: it is {phase.long_name}.",
+                "Give each phase once.",
             )
-        stated[Phase[name.upper()]] = Path(path)
+        stated[phase] = Path(path)
     return stated
 
 

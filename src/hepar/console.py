@@ -140,7 +140,8 @@ def _file_lines(files: Files, width: int) -> list[str]:
 def _series_lines(row: IngestSeries, findings: Sequence[Finding], width: int) -> list[str]:
     """One series: what it is, where it lies, what speaks for its phase, and every code."""
     named = f" ({row.description or row.source})" if row.description or row.source else ""
-    phase = f"{Phase(row.phase).long_name} ({row.confidence:.2f})" if row.phase else ""
+    doubt = ", uncertain" if row.phase_uncertain else ""
+    phase = f"{Phase(row.phase).long_name} ({row.confidence:.2f}{doubt})" if row.phase else ""
     lines = _wrapped(", ".join(filter(None, (f"{row.id}{named}: {row.status}", phase))), "", width)
     if row.geometry:
         shape = " x ".join(map(str, row.geometry.shape_zyx))

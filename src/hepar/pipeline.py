@@ -42,11 +42,13 @@ class Pipeline:
         bundle: the models.
         tiling: device, memory and speed of the networks.
         progress: told the name of each stage as it begins.
+        interpolate_gaps: whether single lost slices may be made up from their neighbors.
     """
 
     bundle: Bundle
     tiling: Tiling = field(default_factory=Tiling)
     progress: Callable[[str], None] = lambda stage: None
+    interpolate_gaps: bool = False
 
     def run(
         self,
@@ -67,12 +69,15 @@ class Pipeline:
         """
         begin = self.progress
         begin("read the study")
-        study = read_study(source, stated)  # every series with a verdict
-        phased = assign_phases(study)  # phase, confidence, reason
+        # every series with a verdict
+        study = read_study(source, stated, interpolate_gaps=self.interpolate_gaps)
+        begin("tell the phases")
+        finder = self.bundle.model("liver")
+        phased = assign_phases(study, finder, tiling=self.tiling)  # phase, confidence, reason
         begin("register " + ", ".join(phased.volumes))
         aligned = register(harmonize(phased))  # one grid; a quality a phase
         begin("find the liver")
-        liver = find_liver(aligned, self.bundle.model("liver"), tiling=self.tiling)
+        liver = find_liver(aligned, finder, tiling=self.tiling)
         begin("find lesions")
         liver, lesions = find_lesions(
             liver, self.bundle.model("tumor"), tiling=self.tiling, uncertainty=uncertainty
@@ -90,7 +95,11 @@ class Pipeline:
     ) -> Findings:
         """Run, and leave the results in `out`: all of them, or nothing, but never older ones."""
         check_writable(out)
-        settings = {"phases": sorted(stated or ()), "probabilities": probabilities}
+        settings = {
+            "phases": sorted(stated or ()),
+            "probabilities": probabilities,
+            "interpolate_gaps": self.interpolate_gaps,
+        }
         hashes = {"model": self.bundle.sha256, "settings": sha256_json(settings)}
         provenance = Provenance.begin(
             public_command(sys.argv), device=self.tiling.device, hashes=hashes

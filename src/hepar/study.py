@@ -156,12 +156,23 @@ class Study:
 
 @dataclass(frozen=True)
 class PhaseReading:
-    """Which series is which phase, and why."""
+    """Which series is which phase, and why.
+
+    Attributes:
+        phase: what it is taken for.
+        confidence: 0 to 1; 1 where the user said so.
+        reason: one sentence of everything that spoke for and against it.
+        series_id: the series.
+        uncertain: evidence disagrees, or there is little of it.
+        organ_hu: HU of the organs found in the image, by name (`infer.organ_hu.MEASURES`).
+    """
 
     phase: Phase
     confidence: float
     reason: str
     series_id: str
+    uncertain: bool = False
+    organ_hu: Mapping[str, float] = field(default_factory=dict)
 
 
 def reference_phase(phases: Mapping[Phase, Any] | tuple[Phase, ...]) -> Phase:
@@ -339,12 +350,14 @@ class Diagnosis(_Record):
 
 
 class PhaseFinding(_Record):
-    """A phase as reported."""
+    """A phase as reported; see `PhaseReading`."""
 
     phase: str
     series_id: str
     confidence: float
     reason: str
+    uncertain: bool = False
+    organ_hu: dict[str, float] = {}
 
 
 class RegistrationFinding(_Record):

@@ -53,7 +53,8 @@ class IngestSeries(_Record):
     """One series of the source.
 
     `code` is that of the verdict, `codes` are those of every finding about the series. `phase` is
-    None for a series that is not used; `evidence` says why it is that phase.
+    None for a series that is not used; `evidence` says why it is that phase, `organ_hu` holds the
+    median HU of the organs that were looked at.
     """
 
     id: str
@@ -69,6 +70,8 @@ class IngestSeries(_Record):
     phase: str | None
     confidence: float | None
     evidence: str | None
+    phase_uncertain: bool | None
+    organ_hu: dict[str, float] | None
     reference: bool
 
 
@@ -235,6 +238,8 @@ def _row(
         phase=str(reading.phase) if reading else None,
         confidence=round(reading.confidence, 3) if reading else None,
         evidence=plain(reading.reason) if reading else None,
+        phase_uncertain=reading.uncertain if reading else None,
+        organ_hu=dict(reading.organ_hu) if reading else None,
         reference=reference is not None and reference.series == verdict.series_id,
     )
 

@@ -12,6 +12,19 @@ import unicodedata
 
 from hepar.study import Phase
 
+# What a phase may be called where it must be named: ours, then TotalSegmentator's.
+NAMED = {
+    "nc": Phase.NC,
+    "art": Phase.ART,
+    "pv": Phase.PV,
+    "dl": Phase.DL,
+    "native": Phase.NC,
+    "arterial_early": Phase.ART,
+    "arterial_late": Phase.ART,
+    "portal_venous": Phase.PV,
+    "delayed": Phase.DL,
+}
+
 # None: the phrase is about contrast but names no phase; it is taken out before words are read.
 _PHRASES: tuple[tuple[Phase | None, str], ...] = (
     (
@@ -30,6 +43,7 @@ _PHRASES: tuple[tuple[Phase | None, str], ...] = (
         Phase.ART,
         "late arterial|late art|late hap|late artery|early arterial|early art|"
         "late hepatic arterial|early hepatic arterial|hepatic arterial|delayed arterial|"
+        "arterial early|art early|"
         "spat arteriell|spaet arteriell|arteriel tardif|arterielle tardive|arterial late|art late",
     ),
     (

@@ -191,7 +191,7 @@ WARNINGS: dict[str, Notice] = {
     "W_SHEAR": Notice(
         "HANDLE",
         "Voxels without right angles",
-        "The affine is sheared; the volume was resampled by it, and masks lie on the file's voxels.",
+        "The affine is sheared; the volume was resampled by it, masks lie on the file's voxels.",
         "Nothing needs doing.",
     ),
     "W_NONFINITE": Notice(
@@ -231,6 +231,20 @@ WARNINGS: dict[str, Notice] = {
         "Two sources name different phases; the more trusted one is followed, less sure.",
         "Name the phase, e.g. `--phase art=PATH`.",
         "phases",
+    ),
+    "W_PHASE_UNCERTAIN": Notice(
+        "WARN",
+        "Uncertain phase",
+        "The evidence for a phase is weak, or text and image disagree.",
+        "Name the phase, e.g. `--phase art=PATH`.",
+        "phases",
+    ),
+    "W_MISSING_PHASE": Notice(
+        "WARN",
+        "Phases missing",
+        "The tumor network knows phases that this study lacks; none is used twice.",
+        "Give the other phases if there are any.",
+        "tumor",
     ),
     "W_SERIES_UNUSED": Notice(
         "WARN",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +13,15 @@ from hepar.geometry import Box, Grid
 from hepar.infer.bundle import Model
 from hepar.infer.calibrate import LiverCalibration
 from hepar.infer.components import fill_holes, largest
+from hepar.infer.organs import coarse_view
 from hepar.infer.refine import USUAL_ML, no_liver
 from hepar.infer.streaks import streaked_share
-from hepar.infer.tiling import Tiling, predict
+from hepar.infer.tiling import Tiling
 from hepar.infer.unusual import SAME_SHARE, same_around, unusual
 from hepar.infer.windows import slabs
-from hepar.preprocess import AIR_HU, liver_box, working_grid
+from hepar.preprocess import liver_box
 from hepar.resampling import resample
 from hepar.study import AlignedStudy, LiverCase, Volume
-from hepar.systems.base import System
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,6 @@ STREAKED = 0.2
 # Where the network is unsure, tissue halfway between liver and fat is not liver.
 _UNSURE = 0.9
 _FAT_HU = -100.0
-_EDGE_SLICES = 8
 
 
 def find_liver(aligned: AlignedStudy, model: Model, *, tiling: Tiling | None = None) -> LiverCase:
@@ -56,7 +54,10 @@ def find_liver(aligned: AlignedStudy, model: Model, *, tiling: Tiling | None = N
     tiling = replace(tiling or Tiling(), warn=told.append)
     calibration = LiverCalibration.model_validate(dict(model.calibration))
     reference = aligned.volumes[aligned.reference]
-    coarse_grid, coarse, probability = _coarse(aligned, reference, model, tiling)
+    coarse_grid, coarse, likely = coarse_view(
+        reference, model, ("liver",), phase=aligned.reference.value, tiling=tiling
+    )
+    probability = likely[0]
     core = largest(probability >= calibration.threshold)
     _refuse_if_none(core, probability, coarse_grid, calibration)
     # Two voxels around the component keep its border's slope and drop every other component.
@@ -84,28 +85,6 @@ def find_liver(aligned: AlignedStudy, model: Model, *, tiling: Tiling | None = N
     found = _warnings(liver, reference.grid, liver_ml)
     found += _streaks(reference, liver, box) + _unusual(aligned, liver, box)
     return LiverCase(aligned, liver, box, liver_ml, (*found, *told))
-
-
-def _coarse(
-    aligned: AlignedStudy, reference: Volume, model: Model, tiling: Tiling | None
-) -> tuple[Grid, NDArray[np.int16], NDArray[np.float32]]:
-    """The system's grid, the HU on it and the liver probability on it."""
-    spec = cast(System, model.system).input_spec
-    grid = working_grid(reference.grid, spec.spacing_mm)
-    hu = np.rint(resample(reference.array, reference.grid, grid, fill=AIR_HU)).astype(np.int16)
-    # A system with one input takes whatever the reference is, under its own name.
-    name = spec.phases[0] if len(spec.phases) == 1 else aligned.reference.value
-    # Edge slices repeated: beyond a scan that ends inside the liver the network would else see the
-    # air of its own padding, and give up the liver near it.
-    beyond = ((_EDGE_SLICES, _EDGE_SLICES), (0, 0), (0, 0))
-    found = predict(
-        model.system,
-        {name: np.pad(hu, beyond, mode="edge")},
-        grid.spacing_mm,
-        classes=("liver",),
-        tiling=tiling,
-    )
-    return grid, hu, found[0, _EDGE_SLICES:-_EDGE_SLICES]
 
 
 def _refuse_if_none(

@@ -279,6 +279,8 @@ def _phases(aligned: AlignedStudy) -> tuple[PhaseFinding, ...]:
             series_id=readings[phase].series_id,
             confidence=round(readings[phase].confidence, _CHANCE_DIGITS),
             reason=readings[phase].reason,
+            uncertain=readings[phase].uncertain,
+            organ_hu=dict(readings[phase].organ_hu),
         )
         for phase in PHASE_ORDER
         if phase in aligned.volumes

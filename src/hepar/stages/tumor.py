@@ -19,7 +19,7 @@ from hepar.infer.tiling import Tiling, predict
 from hepar.infer.uncertainty import BothAnswers, both_answers, uncertainty
 from hepar.preprocess import AIR_HU, working_grid
 from hepar.resampling import resample
-from hepar.study import LIVER, TUMOR, LesionMap, LiverCase, Volume
+from hepar.study import LIVER, PHASE_ORDER, TUMOR, LesionMap, LiverCase, Volume
 from hepar.systems.base import InputSpec, System
 from hepar.systems.baselines.hu_threshold import HuThresholdSettings, hu_threshold
 
@@ -71,8 +71,8 @@ def find_lesions(
     Returns:
         The liver, its border redrawn where the system names the liver too, and its lesions numbered
         from the largest; all arrays on the reference grid, the probability on the liver box.
-        `Lesion.box_zyx` counts voxels of the (axial) reference grid. Warnings: `W_LIVER_OUTLINE`,
-        `W_MEMORY`.
+        `Lesion.box_zyx` counts voxels of the (axial) reference grid. Warnings: `W_MISSING_PHASE`,
+        `W_LIVER_OUTLINE`, `W_MEMORY`.
 
     Raises:
         InputRefused: `E_PHASES_REQUIRED`: the system cannot do without an absent phase.
@@ -117,8 +117,24 @@ def look(
         region = _search_region(coarse, box_grid, 0.0 if spec.needs_liver else REACH_MM)
     for found in (tumor, *doubts):
         found[~region] = 0.0
-    warnings = (_DISAGREE,) if outline is None and _outlines(spec) else ()
+    warnings = _missing(case, spec)
+    if outline is None and _outlines(spec):
+        warnings = (*warnings, _DISAGREE)
     return Evidence(tumor, outline, (*warnings, *told), tuple(doubts))
+
+
+def _missing(case: LiverCase, spec: InputSpec) -> tuple[str, ...]:
+    """One warning of the phases that the system could use and does not have."""
+    present = [p for p in PHASE_ORDER if p in case.aligned.volumes and p.value in spec.phases]
+    missing = [p for p in PHASE_ORDER if p not in case.aligned.volumes and p.value in spec.phases]
+    if not missing:
+        return ()
+    had, lacked = (", ".join(p.long_name for p in phases) for phases in (present, missing))
+    return (
+        f"W_MISSING_PHASE: of the {len(spec.phases)} phases that the tumor network knows it had "
+        f"{had} alone and not {lacked}; nothing stands in for them, and what shows only there "
+        "may be missed",
+    )
 
 
 def _outlines(spec: InputSpec) -> bool:

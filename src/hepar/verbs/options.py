@@ -21,6 +21,7 @@ Phases = Annotated[
         help="State a phase: nc, art, pv or dl, and its series; FILE#1 is volume 1 of a 4D file.",
     ),
 ]
+Gaps = Annotated[bool, arg(help="Make up single lost slices from their neighbors, and say which.")]
 Overrides = Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(name="set", metavar="KEY=VALUE", help="Change a value of the recipe: schedule.steps=50."),

@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 from hepar.arguments import pick_device, stated_phases
 from hepar.console import complain, format_findings, format_inspection, progress, unlogged
 from hepar.errors import InputRefused, UsageError
-from hepar.verbs.options import Device, Json, Out, Phases, Quiet
+from hepar.verbs.options import Device, Gaps, Json, Out, Phases, Quiet
 
 if TYPE_CHECKING:
     from hepar.io.ingest import Ingest
@@ -34,6 +34,7 @@ def segment(
     *,
     out: Out,
     phases: Phases = (),
+    interpolate_gaps: Gaps = False,
     model: Annotated[
         Path | None, arg(metavar="DIR", help="Model folder; the shipped one by default.")
     ] = None,
@@ -61,7 +62,8 @@ def segment(
     with set_aside(out, (*RESULTS, "series.png")), progress(quiet) as step:
         step("load the model")
         bundle = load_bundle(model or default_bundle_path())
-        pipeline = Pipeline(bundle, Tiling(device=pick_device(device)), step)
+        tiling = Tiling(device=pick_device(device))
+        pipeline = Pipeline(bundle, tiling, step, interpolate_gaps)
         findings = pipeline.segment(study, out, stated=stated, probabilities=probabilities)
     if as_json:
         sys.stdout.write(findings.model_dump_json(indent=2) + "\n")
@@ -81,10 +83,12 @@ def inspect(
         arg(aliases=["-o"], metavar="DIR", help="Folder for ingest.json and series.png."),
     ] = None,
     phases: Phases = (),
+    interpolate_gaps: Gaps = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Say what is in a study: every series, whether it can be used and why, and its phase."""
+    from hepar.infer.bundle import default_bundle_path, load_bundle
     from hepar.io.ingest import ingest, listing
     from hepar.stages.phases import assign_phases
     from hepar.stages.read import read_study
@@ -95,8 +99,9 @@ def inspect(
     with progress(quiet) as step, unlogged():
         step("read")
         try:
-            read = read_study(study, stated)
-            phased = assign_phases(read)
+            read = read_study(study, stated, interpolate_gaps=interpolate_gaps)
+            step("tell the phases")
+            phased = assign_phases(read, load_bundle(default_bundle_path()).model("liver"))
         except InputRefused as error:
             refusal = error
         document = ingest(read, phased, error=refusal, files=listing(study, stated))
