@@ -67,7 +67,8 @@ class Pipeline:
         study = read_study(source, stated)  # every series with a verdict
         phased = assign_phases(study)  # phase, confidence, reason
         begin("register " + ", ".join(phased.volumes))
-        aligned = register(harmonize(phased))  # one grid; a quality a phase
+        # one grid; a quality a phase
+        aligned = register(harmonize(phased), self.bundle.model("liver"))
         begin("find the liver")
         liver = find_liver(aligned, self.bundle.model("liver"), tiling=self.tiling)
         begin("find lesions")
