@@ -149,7 +149,7 @@ def linear(
         moved = start[:3, :3] @ center + start[:3, 3]
         transform.SetTranslation((moved - center).tolist())
     method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)  # sums in one order: the same result on every machine
+    method.SetNumberOfThreads(1)
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetMetricSamplingPercentage(scene.share, 1)
@@ -161,7 +161,13 @@ def linear(
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     method.SetInitialTransform(transform, inPlace=True)
     method.SetMetricFixedMask(_image(scene.mask.astype(np.uint8), grid))
-    method.Execute(_image(scene.fixed, grid), _image(scene.moving.array, scene.moving.grid))
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    # Also for the filters inside: sums in one order give the same map on every machine.
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        method.Execute(_image(scene.fixed, grid), _image(scene.moving.array, scene.moving.grid))
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     turn = np.asarray(transform.GetMatrix()).reshape(3, 3)
     matrix = np.eye(4)
     matrix[:3, :3] = turn

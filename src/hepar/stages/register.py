@@ -48,14 +48,17 @@ LOG = logging.getLogger(__name__)
 
 MIN_GAIN = 0.01  # absolute, of a similarity that is 0.2 to 0.6 for two phases of one patient
 MIN_SIMILARITY = 0.1  # below it the two images share no structure worth following
+# After a map that no liver speaks for: 0.45 and more in pairs of one patient, up to 0.25 where one
+# scan is mirrored and everything soft was bent to fit.
+MIN_LONE_SIMILARITY = 0.3
 MAX_FOLDING = 0.01
 MAX_LIVER_FOLDING = 0.001
 MAX_MEAN_MM = 40.0
 STILL_MM = 1.0
 MIN_COVERAGE = 0.7
 MIN_LIVER_COVERAGE = 0.95
-# Of two masks of one liver: 0.9 and more when aligned, about 0.6 when 30 mm apart.
-MIN_OVERLAP, MAX_OVERLAP_LOSS = 0.6, 0.03
+# Of two masks of one liver: 0.93 and more when aligned, 0.6 when 30 mm apart, 0.66 when mirrored.
+MIN_OVERLAP, MAX_OVERLAP_LOSS = 0.8, 0.03
 USABLE_OVERLAP, USABLE_COVERAGE = 0.5, 0.5
 BUDGET_S = 240.0
 
@@ -318,7 +321,8 @@ def _candidates(evidence: _Evidence, pair: Pair, late: Callable[[], bool]) -> It
 def _objection(found: Map, fit: LiverFit | None, evidence: _Evidence) -> str | None:
     """Why a map should not be used, or None."""
     before, after = evidence.similarity, found.similarity
-    if after < MIN_SIMILARITY:
+    spoken_for = fit is not None and fit.coverage >= USABLE_COVERAGE
+    if after < (MIN_SIMILARITY if spoken_for else MIN_LONE_SIMILARITY):
         return f"similarity stays low, {before:.3f} -> {after:.3f}"
     gain = after - before
     if fit and evidence.fit:
