@@ -30,9 +30,10 @@ WARNING_TITLES = {
     "W_LIVER_TRUNCATED": "Liver cut by the field of view",
     "W_LIVER_VOLUME": "Unusual liver volume",
     "W_PHASE_ASSUMED": "Phase assumed",
-    "W_PHASE_COVERAGE": "Phase covers only part of the body",
+    "W_PHASE_COVERAGE": "Phase covers only part of the body or liver",
     "W_PHASE_TAG_CONFLICT": "Conflicting evidence for a phase",
     "W_REG_REJECTED": "Phase not registered",
+    "W_REG_TIME": "Time for registration ran out",
 }
 
 
