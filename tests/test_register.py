@@ -16,6 +16,7 @@ from scipy import ndimage
 from hepar.geometry import Displacement, Grid, canonical
 from hepar.resampling import resample
 from hepar.stages import alignment
+from hepar.stages.estimates import deform
 from hepar.stages.harmonize import harmonize
 from hepar.stages.register import register
 from hepar.study import AlignedStudy, Phase, PhasedStudy, Study, Volume
@@ -175,22 +176,20 @@ def test_convexadam_that_fails_is_replaced(monkeypatch: pytest.MonkeyPatch) -> N
     def broken(*_: object) -> Displacement:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(alignment, "_convex_adam", broken)
+    monkeypatch.setattr(alignment, "deform", broken)
     _, after, aligned = _errors_mm(monkeypatch, _breathing(0.5, (4.0, -6.0, 10.0)))
     assert aligned.registration[0].method in {"affine", "rigid"}
     assert after.mean() < 4.0
 
 
 def test_oracle_convexadam_displacement_is_zyx_voxels_from_fixed_to_moving() -> None:
-    """The package's axis order, unit, sign and scale, on which `_convex_adam` relies."""
+    """The package's axis order, unit, sign and scale, on which `deform` relies."""
     rng = np.random.default_rng(0)
     texture = ndimage.gaussian_filter(rng.normal(size=(56, 64, 72)), 2.0).astype(np.float32)
     fixed, moving = texture[12:44, 12:52, 12:60], texture[9:41, 14:54, 7:55]
     grid = Grid.axial(fixed.shape, (4.0, 3.0, 2.0))
-    body = np.ones(grid.shape, dtype=bool)
-    pair = alignment.Pair(grid, fixed * 100, body, Volume(moving * 100, grid))
     filters = list(warnings.filters)
-    field = alignment._convex_adam(pair, None).field_mm
+    field = deform(fixed * 100, moving * 100, grid, None).field_mm
     assert list(warnings.filters) == filters, "the package's own filter change is undone"
     inner = field[:, 8:-8, 8:-8, 8:-8].reshape(3, -1)
     # fixed[i] = moving[i + (3, -2, 5)]; LPS (x, y, z) mm.
@@ -220,7 +219,7 @@ def test_garbage_is_rejected_and_left_at_world_coordinates(smooth: float) -> Non
 
 
 def test_folding_map_is_rejected_for_the_simpler_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alignment, "_folding", lambda displacement, body: 0.02)
+    monkeypatch.setattr(alignment, "folding", lambda displacement, body: 0.02)
     moving = Volume(_paint("ART", GRID, _breathing(0.5, (4.0, -6.0, 10.0))), GRID)
     record = register(_phased(moving, _fixed())).registration[0]
     assert record.method == "rejected"
@@ -232,8 +231,8 @@ def test_closed_form_folding_fraction() -> None:
     z = np.arange(GRID.shape[0]) * 4.0
     field = np.zeros((3, *GRID.shape), np.float32)
     field[2] = (-1.5 * np.maximum(z - 96.0, 0))[:, None, None]  # upper half: dz'/dz = -0.5
-    assert alignment._folding(Displacement(field, GRID), body) == pytest.approx(0.5, abs=0.05)
-    assert alignment._folding(Displacement(field * 0.6, GRID), body) == 0.0
+    assert alignment.folding(Displacement(field, GRID), body) == pytest.approx(0.5, abs=0.05)
+    assert alignment.folding(Displacement(field * 0.6, GRID), body) == 0.0
 
 
 def test_flipped_and_oblique_scan_is_aligned_by_world_coordinates() -> None:
@@ -287,8 +286,9 @@ def test_scans_that_share_nothing_are_rejected() -> None:
     aligned = register(_phased(Volume(np.zeros(far.shape, np.int16), far), _fixed()))
     assert aligned.registration[0].method == "rejected"
     assert aligned.registration[0].coverage == 0.0
-    assert len(aligned.warnings) == 2
-    assert (aligned.volumes[Phase.ART].array == -1024).all()
+    assert [w.split(":")[0] for w in aligned.warnings] == ["W_REG_REJECTED", "W_PHASE_COVERAGE"]
+    assert all("left out" in w for w in aligned.warnings)
+    assert set(aligned.volumes) == {Phase.PV}
 
 
 def test_constant_regions_keep_their_value_exactly() -> None:

@@ -75,7 +75,8 @@ class Pipeline:
         finder = self.bundle.model("liver")
         phased = assign_phases(study, finder, tiling=self.tiling)  # phase, confidence, reason
         begin("register " + ", ".join(phased.volumes))
-        aligned = register(harmonize(phased))  # one grid; a quality a phase
+        # one grid; a quality a phase
+        aligned = register(harmonize(phased), self.bundle.model("liver"))
         begin("find the liver")
         liver = find_liver(aligned, finder, tiling=self.tiling)
         begin("find lesions")

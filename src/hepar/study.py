@@ -213,13 +213,18 @@ class RegistrationRecord:
 
     Attributes:
         phase: the phase that was moved.
-        method: `reference`, `identity`, `rigid`, `affine`, `convexadam` or `rejected`.
+        method: `reference`, `identity`, `rigid`, `affine`, `convexadam` or `rejected`; with
+            `+liver` where the liver was then followed alone.
         similarity_before: similarity to the reference by world coordinates alone.
         similarity_after: similarity after the method; higher is better.
         mean_displacement_mm: over the body.
         folding_fraction: share of the body where the map folds.
         coverage: share of the reference body inside the phase's field of view.
         reason: one sentence.
+        liver_overlap_before: Dice of the coarse livers of both scans by world coordinates, where
+            both see; None without a liver model.
+        liver_overlap_after: the same after the method.
+        liver_coverage: share of the reference's liver inside the phase's field of view.
     """
 
     phase: Phase
@@ -230,6 +235,9 @@ class RegistrationRecord:
     folding_fraction: float
     coverage: float
     reason: str
+    liver_overlap_before: float | None = None
+    liver_overlap_after: float | None = None
+    liver_coverage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -237,10 +245,11 @@ class AlignedStudy:
     """Every phase on the (axial) grid of the reference phase.
 
     Attributes:
-        volumes: HU int16 by phase, one shared grid.
+        volumes: HU int16 by phase, one shared grid; a phase that shows another place than the
+            reference is left out.
         reference: the phase whose grid it is.
         phased: where it came from.
-        registration: one record a phase.
+        registration: one record a phase, also of those left out.
         warnings: `W_CODE: words`.
     """
 
@@ -371,6 +380,9 @@ class RegistrationFinding(_Record):
     folding_fraction: float
     coverage: float
     reason: str
+    liver_overlap_before: float | None = None
+    liver_overlap_after: float | None = None
+    liver_coverage: float | None = None
 
 
 class Findings(_Record):

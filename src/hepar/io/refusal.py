@@ -268,6 +268,13 @@ WARNINGS: dict[str, Notice] = {
         "Compare the phases in the report's pictures before trusting HU of that phase.",
         "register",
     ),
+    "W_REG_TIME": Notice(
+        "WARN",
+        "Time for registration ran out",
+        "What was estimated until then is used.",
+        "Look at the phases in the report's pictures, or run on a quieter machine.",
+        "register",
+    ),
     "W_PHASE_COVERAGE": Notice(
         "WARN",
         "Phase covers only part of the body",

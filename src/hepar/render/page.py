@@ -26,6 +26,10 @@ METHOD_NAMES = {
     "rigid": "rigid",
     "affine": "affine",
     "convexadam": "deformable",
+    "identity+liver": "liver alone",
+    "rigid+liver": "rigid, then the liver",
+    "affine+liver": "affine, then the liver",
+    "convexadam+liver": "deformable, then the liver",
     "rejected": "world coordinates only",
 }
 

@@ -299,9 +299,16 @@ def _registration(aligned: AlignedStudy) -> tuple[RegistrationFinding, ...]:
             folding_fraction=round(record.folding_fraction, 5),
             coverage=round(record.coverage, 3),
             reason=record.reason,
+            liver_overlap_before=_share(record.liver_overlap_before),
+            liver_overlap_after=_share(record.liver_overlap_after),
+            liver_coverage=_share(record.liver_coverage),
         )
         for record in records
     )
+
+
+def _share(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 def _rounded(lesion: Lesion, aligned: AlignedStudy) -> Lesion:
