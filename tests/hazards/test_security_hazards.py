@@ -126,9 +126,9 @@ def test_property_SE03_a_flood_of_entries_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
         for n in range(20_001):
             packed.writestr(zipfile.ZipInfo(f"{n}/"), b"")
-    start = time.perf_counter()
+    start = time.process_time()
     refused(tmp_path / "a.zip", "E_ARCHIVE")
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def zeros(path: Path, mebibytes: int) -> Path:
@@ -208,11 +208,11 @@ def test_property_SE05_hostile_yaml_is_refused(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "r.yaml"
     path.write_text(text)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UsageError) as caught:
         load_recipe(path)
     assert caught.value.code == "E_YAML"
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert not (tmp_path / "HACKED").exists()
     with pytest.raises(UsageError):
         load(text, "r.yaml")
@@ -258,7 +258,7 @@ def entry(*offsets: int) -> dict:
          "nested", "shape", "empty"],
 )  # fmt: skip
 def test_property_SE07_made_up_safetensors_are_refused_quickly(tmp_path, data):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ModelIntegrityError) as caught:
         parse_tensors(data, "weights.safetensors")
     assert caught.value.code == "E_SAFETENSORS"
@@ -272,7 +272,7 @@ def test_property_SE07_made_up_safetensors_are_refused_quickly(tmp_path, data):
     path.write_bytes(data)
     with pytest.raises(ModelIntegrityError):
         start_trunk(Trunk(), path)
-    assert time.perf_counter() - start < 2.5
+    assert time.process_time() - start < 2.5
 
 
 def test_oracle_SE07_what_the_library_writes_is_read():
@@ -389,13 +389,13 @@ def test_property_SE00_mutants_of_archives_are_unpacked_or_refused_by_code(tmp_p
         path = tmp_path / f"m{suffix}"
         path.write_bytes(data)
         out = tmp_path / f"out{number}"
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             unpack(path, out)
             outcome = "read"
         except HeparError as error:
             outcome = error.code
-        assert time.perf_counter() - start < 5, number
+        assert time.process_time() - start < 5, number
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
     assert {"read", "E_CORRUPT"} <= set(outcomes), outcomes
     assert set(outcomes) <= {"read", "E_CORRUPT", "E_ARCHIVE", "E_BOMB"}, outcomes
