@@ -103,7 +103,8 @@ def parse_head(head: bytes, limit_bytes: float, name: str) -> Head:
         raise refuse(
             "E_TRUNCATED", f"{name} declares {declared} bytes and can hold {limit_bytes:.0f}."
         )
-    grid, lattice, notes = _placed(raw, header, size[:3], name)
+    with np.errstate(all="ignore"):  # what overflows is not finite, and refused for that
+        grid, lattice, notes = _placed(raw, header, size[:3], name)
     return Head(header, _zyx(size), math.prod(size[3:]), offset, grid, lattice, notes)
 
 
