@@ -76,7 +76,7 @@ class Pipeline:
         phased = assign_phases(study, finder, tiling=self.tiling)  # phase, confidence, reason
         begin("register " + ", ".join(phased.volumes))
         # one grid; a quality a phase
-        aligned = register(harmonize(phased), self.bundle.model("liver"))
+        aligned = register(harmonize(phased), finder)
         begin("find the liver")
         liver = find_liver(aligned, finder, tiling=self.tiling)
         begin("find lesions")
