@@ -295,6 +295,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--against", type=Path, help="src folder of another state of hepar")
     parser.add_argument("-o", "--out", type=Path, default=ROOT / "benchmarks" / "registration.json")
+    parser.add_argument("--note", help="what a reader of the figures has to know")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.one:
@@ -319,6 +320,7 @@ def main() -> None:
     states = {name: [r for r in rows if r["state"] == name] for name in sources}
     document = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread of torch",
+        "note": chosen.note,
         "summary": {name: summary(found) for name, found in states.items()},
         "rows": sorted(rows, key=lambda r: (r["pair"], r["state"])),
     }

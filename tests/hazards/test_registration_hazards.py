@@ -38,9 +38,9 @@ SEED = 920_006
 
 @pytest.fixture(autouse=True)
 def _small_working_grids(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Registration at 7 mm and on one thread: two seconds instead of twenty."""
-    monkeypatch.setattr(alignment, "_WORKING_VOXELS", 50_000)
-    monkeypatch.setattr(liver_alignment, "_VOXELS", 30_000)
+    """Registration at 8 mm and on one thread: two seconds instead of twenty."""
+    monkeypatch.setattr(alignment, "_WORKING_VOXELS", 30_000)
+    monkeypatch.setattr(liver_alignment, "_VOXELS", 20_000)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
