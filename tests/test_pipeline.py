@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from hepar.io.nifti import read_label, write_nifti
 from hepar.phantom.anatomy import Anatomy, anatomy
 from hepar.phantom.scanner import Painted, paint
 from hepar.pipeline import Pipeline
+from hepar.stages import alignment, liver_alignment
 from hepar.study import Findings, Phase
 
 SEED = 920_006
@@ -31,6 +33,15 @@ LEAVES = {
     "run.json",
     "overlay",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_working_grids() -> Iterator[None]:
+    """Registration on coarse grids: what its maps are worth is tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(alignment, "_WORKING_VOXELS", 60_000)
+        patch.setattr(liver_alignment, "_VOXELS", 40_000)
+        yield
 
 
 @pytest.fixture(scope="module")

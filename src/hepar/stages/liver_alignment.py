@@ -4,7 +4,7 @@ The liver glides along a wall that stays, so that a smooth map of the whole body
 border. Here the liver alone is followed: rigidly, by mutual information in a window of HU around
 its own median in either scan; then, only where the images ask for it clearly, bent, by a residual
 that is smoothed over centimeters, because an unsmoothed one follows noise in so even an organ. Both
-livers come from the coarse network (`liver_region`), which also gives a measure that no estimator
+livers come from the coarse network (`infer.organs`), which also gives a measure that no estimator
 optimizes: how far the two masks overlap.
 
 Bounds: at most 600,000 voxels, 60 steps for the rigid map, 40 for the bent one.
@@ -22,9 +22,11 @@ from scipy import ndimage
 
 from hepar.geometry import Box, Displacement, Grid
 from hepar.infer.bundle import Model
+from hepar.infer.components import largest
+from hepar.infer.organs import coarse_view
+from hepar.infer.tiling import Tiling
 from hepar.resampling import resample
 from hepar.stages.alignment import (
-    AIR_HU,
     BoolArray,
     Float32Array,
     Map,
@@ -36,7 +38,6 @@ from hepar.stages.alignment import (
     on_grid,
 )
 from hepar.stages.estimates import Scene, deform, field_of, linear
-from hepar.stages.liver_region import liver_region
 from hepar.study import Volume
 
 LOG = logging.getLogger(__name__)
@@ -87,10 +88,11 @@ class Region:
 
 def find_region(volume: Volume, model: Model) -> Region | None:
     """The liver of a scan; None where there is none to follow."""
-    mask, grid = liver_region(volume, model)
+    quiet = Tiling(warn=lambda text: None)  # `find_liver` warns of the same
+    grid, hu, found = coarse_view(volume, model, ("liver",), tiling=quiet)
+    mask = largest(found[0] >= 0.5)
     if float(mask.sum()) * grid.voxel_ml < MIN_LIVER_ML:
         return None
-    hu = resample(volume.array, volume.grid, grid, fill=AIR_HU)
     return Region(mask, grid, float(np.median(hu[mask])))
 
 
