@@ -33,7 +33,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 def dicom_study(folder: Path, name: str = "a", **options: object) -> tuple[Path, ...]:
     settings: dict = {"description": "liver", "series_number": 1, "uid_seed": name} | options
-    return write_dicom_series(folder / name, volume(), **settings)
+    scan = volume(shape=(8, 8, 10), slice_mm=5.0)
+    return write_dicom_series(folder / name, scan, **settings)
 
 
 def no_image(folder: Path) -> Path:

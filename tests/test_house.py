@@ -18,8 +18,11 @@ PACKAGE = ROOT / "src" / "hepar"
 BEGIN, END = "<!-- tree -->\n", "<!-- /tree -->"
 
 FLAGS = {
-    "segment": {"--out", "--phase", "--model", "--probabilities", "--device", "--quiet", "--json"},
-    "inspect": {"--out", "--phase", "--quiet", "--json"},
+    "segment": {
+        *("--out", "--phase", "--interpolate-gaps", "--model", "--probabilities", "--device"),
+        *("--quiet", "--json"),
+    },
+    "inspect": {"--out", "--phase", "--interpolate-gaps", "--quiet", "--json"},
     "phantom": {
         *("--out", "--patients", "--seed", "--cohort", "--formats", "--check", "--quiet"),
     },

@@ -67,7 +67,7 @@ def mixed(tmp_path: Path) -> Path:
         header.Modality = "MR"
         header.save_as(path)
     scan = volume()
-    write_nifti(study / "zmask.nii.gz", (scan.array > 0).astype(np.uint8), scan.grid)
+    write_nifti(study / "tumor.nii.gz", (scan.array > 0).astype(np.uint8), scan.grid)
     (study / "notes.txt").write_text("hello")
     return study
 
@@ -84,7 +84,7 @@ def test_closed_form_every_series_finding_and_file_is_told(mixed):
         "portal": "usable",
         "delayed": "refused",
         "t1": "refused",
-        "zmask.nii.gz": "refused",
+        "tumor.nii.gz": "refused",
     }
     assert by_name["arterial"].phase == "ART"
     assert by_name["portal"].reference
@@ -102,12 +102,12 @@ def test_closed_form_every_series_finding_and_file_is_told(mixed):
     assert set(found) == {
         ("E_SLICE_GAP", by_name["delayed"].id),
         ("E_WRONG_MODALITY", by_name["t1"].id),
-        ("E_HU_IMPLAUSIBLE", by_name["zmask.nii.gz"].id),
+        ("E_HU_IMPLAUSIBLE", by_name["tumor.nii.gz"].id),
     }
     assert all(f.level == "ERROR" and f.remedy for f in document.findings)
-    mask = found["E_HU_IMPLAUSIBLE", by_name["zmask.nii.gz"].id]
+    mask = found["E_HU_IMPLAUSIBLE", by_name["tumor.nii.gz"].id]
     assert mask.file_index is not None
-    assert sorted(files)[mask.file_index] == "zmask.nii.gz"
+    assert sorted(files)[mask.file_index] == "tumor.nii.gz"
     counts = document.files
     assert (counts.n_found, counts.n_used, counts.n_dropped) == (33, 16, 17)
     assert sorted((d.n_files, d.code) for d in counts.dropped if d.series) == [

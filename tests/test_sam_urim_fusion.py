@@ -499,6 +499,7 @@ def test_closed_form_every_parameter_of_every_row_gets_a_gradient(row):
     assert probability.dtype == torch.float32
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("row", ["dlf", "pa", "unet"])
 def test_regression_rows_overfit_one_batch(row):
     torch.manual_seed(0)

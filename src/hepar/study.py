@@ -101,10 +101,9 @@ class SeriesVerdict:
 
 @dataclass(frozen=True)
 class Frames:
-    """The images of a DICOM series where they truly lie, one a slice, z index ascending.
+    """The images of a DICOM series where they lie, one a slice, z index ascending.
 
-    Where they form no regular stack (gantry tilt, uneven distances) the series' volume was
-    resampled from them; objects that refer to images are carried back onto these.
+    Where they form no regular stack (tilt, uneven distances) the volume was resampled from them.
 
     Attributes:
         files: source file of each; one file again and again for an enhanced CT.

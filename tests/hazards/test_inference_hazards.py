@@ -236,6 +236,7 @@ def test_property_IN03_the_cpu_takes_over_from_an_accelerator(monkeypatch):
     assert "the CPU took over" in told[0]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("lasting", "least"), [(False, (1.0, 1.0)), (True, LASTING_DICE)], ids=["once", "lasting"]
 )
@@ -393,6 +394,7 @@ def test_property_IN06_a_killed_run_shows_nothing_and_loses_nothing(tmp_path):
     assert kept == before
 
 
+@pytest.mark.full
 def test_regression_IN08_repeats_threads_and_the_order_of_windows(bundle, aligned, monkeypatch):
     settings = Tiling(budget_bytes=64 * MIB)
     threads = torch.get_num_threads()

@@ -126,7 +126,7 @@ FAILING = {
     "E_WRONG_MODALITY": _magnetic,
     "E_PHASES_UNKNOWN": _unknown,
     "E_SEVERAL_SERIES": _several,
-    "E_SEVERAL_PATIENTS": _patients,
+    "E_MIXED_PATIENTS": _patients,
     "E_ARCHIVE": _archive,
     "E_PHASE_TWICE": _twice,
     "E_OUTPUT_PATH": _output,
@@ -159,7 +159,7 @@ def test_property_PR01_a_bug_prints_no_identifier(tmp_path):
     home = tmp_path / "john.doe"
     write_study(home)
 
-    def broken(study: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError(f"cannot open '{home}/CANARY^ZZTOP.dcm', nor {home}/x.dcm")
 
     with pytest.MonkeyPatch.context() as patch:

@@ -15,7 +15,7 @@ from file_cases import FILE_CASES, jpeg_ls_of_twelve_bits_signed
 from hazard_case import Case
 from more_cases import DEPTHS_MM, MORE_CASES, tilted
 from reading_truth import misplaced, resampled_wrong
-from study_cases import STUDY_CASES, native_called_portal_venous, portal_venous_alone
+from study_cases import STUDY_CASES
 from synthetic_dicom import (
     CANARIES,
     MARKER_HU,
@@ -34,7 +34,7 @@ from transfer_syntaxes import COMPRESSORS
 from hepar.errors import InputRefused
 from hepar.stages.phases import assign_phases
 from hepar.stages.read import read_study
-from hepar.study import Phase, Study
+from hepar.study import Study
 
 CASES = {case.id: case for case in (*STUDY_CASES, *FILE_CASES)}
 _MAX_INFLATED_BYTES = 200 << 20
@@ -153,12 +153,6 @@ def test_property_PH05_the_refusal_counts_patients_and_names_none(tmp_path: Path
     assert "2" in refusal(tmp_path / "study").message
 
 
-def test_property_PH06_voxels_against_tags(tmp_path: Path) -> None:
-    native_called_portal_venous(tmp_path / "study")
-    study = read_study(tmp_path / "study")
-    assert any("W_PHASE_TAG_CONFLICT" in text for text in assign_phases(study).warnings)
-
-
 def test_property_PH06_time_against_tags(tmp_path: Path) -> None:
     slices = stack(SeriesDescription="portal venous", ContrastBolusStartTime="101100")
     for one in slices:
@@ -166,15 +160,6 @@ def test_property_PH06_time_against_tags(tmp_path: Path) -> None:
     save(slices, tmp_path / "study")
     phased = assign_phases(read_study(tmp_path / "study"))
     assert any("W_PHASE_TAG_CONFLICT" in text for text in phased.warnings)
-
-
-def test_property_PH08_one_phase_is_never_used_twice_and_what_is_missing_is_said(
-    tmp_path: Path,
-) -> None:
-    portal_venous_alone(tmp_path / "study")
-    phased = assign_phases(read_study(tmp_path / "study"))
-    assert set(phased.volumes) == {Phase.PV}
-    assert any("W_MISSING_PHASE" in text for text in phased.warnings)
 
 
 @pytest.mark.parametrize(("case", "place"), [("GE02", "20.00"), ("GE03", "40.00")])

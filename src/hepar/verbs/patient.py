@@ -90,6 +90,7 @@ def inspect(
     """Say what is in a study: every series, whether it can be used and why, and its phase."""
     from hepar.infer.bundle import default_bundle_path, load_bundle
     from hepar.io.ingest import ingest, listing
+    from hepar.io.privacy import scrub
     from hepar.stages.phases import assign_phases
     from hepar.stages.read import read_study
 
@@ -104,6 +105,7 @@ def inspect(
             phased = assign_phases(read, load_bundle(default_bundle_path()).model("liver"))
         except InputRefused as error:
             refusal = error
+            refusal.message = scrub(error.message, [str(study), *phases])
         document = ingest(read, phased, error=refusal, files=listing(study, stated))
         if out is not None:
             step("draw the series")
