@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -23,6 +22,7 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 
 from hepar.errors import InputRefused, ResourceExhausted
+from hepar.io.atomic import private_folder
 from hepar.io.dicom_headers import Header, Image
 from hepar.io.dicom_pixels import fill, quiet
 from hepar.io.lossless_jpeg import SYNTAXES as BY_GDCM
@@ -73,8 +73,8 @@ def read_hu(headers: Sequence[Header]) -> tuple[NDArray[np.int16], tuple[str, ..
         volume = np.empty(shape, dtype=np.int16)
         return volume, fill(volume, headers)
     try:
-        with tempfile.TemporaryDirectory(prefix="hepar-") as folder:
-            return _in_child(headers, shape, Path(folder))
+        with private_folder() as folder:
+            return _in_child(headers, shape, folder)
     except OSError as error:
         raise ResourceExhausted(
             "E_OUTPUT_WRITE",

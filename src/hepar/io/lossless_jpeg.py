@@ -6,8 +6,6 @@ geometry or rescale, so that it returns the stored values and nothing else.
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,8 @@ from pydicom.uid import (
     UID,
     SecondaryCaptureImageStorage,
 )
+
+from hepar.io.atomic import private_folder
 
 SYNTAXES = frozenset(UID(f"1.2.840.10008.1.2.4.{number}") for number in (57, 70, 80, 81))
 _KEPT = (
@@ -51,8 +51,8 @@ def decode_frame(data: Dataset, frame: int) -> NDArray[Any]:
     bare.PhotometricInterpretation = "MONOCHROME2"
     bare.PixelData = encapsulate([packed])
     bare["PixelData"].VR = "OB"
-    with tempfile.TemporaryDirectory(prefix="hepar-") as folder:
-        path = Path(folder) / "frame.dcm"
+    with private_folder() as folder:
+        path = folder / "frame.dcm"
         bare.save_as(path, enforce_file_format=True)
         image = sitk.ReadImage(str(path), imageIO="GDCMImageIO")
     stored = sitk.GetArrayFromImage(image)
