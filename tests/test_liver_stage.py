@@ -117,6 +117,23 @@ def test_truncated_liver_is_warned_of_on_its_side() -> None:
     assert "first slice" in codes[0]
 
 
+@pytest.mark.parametrize(
+    ("cut", "side"),
+    [
+        (np.s_[:, 50:, :], "front border"),
+        (np.s_[:, :-50, :], "back border"),
+        (np.s_[:, :, 50:], "right border"),
+        (np.s_[:, :, :-60], "left border"),
+    ],
+)
+def test_property_GE32_a_liver_cut_at_the_side_is_warned_of(cut: tuple, side: str) -> None:
+    full, _ = _patient(Grid.axial(SHAPE, SPACING))
+    hu = full[cut].copy()
+    case = find_liver(aligned_study({"PV": hu}, Grid.axial(hu.shape, SPACING)), _model())
+    (told,) = (w for w in case.warnings if w.startswith("W_LIVER_TRUNCATED"))
+    assert side in told
+
+
 def test_unusual_volume_is_warned_of() -> None:
     grid = Grid.axial(SHAPE, SPACING)
     hu, _ = _patient(grid, (40.0, 45.0, 45.0))

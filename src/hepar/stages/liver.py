@@ -141,14 +141,19 @@ def _fine_mask(
 
 def _warnings(liver: NDArray[np.bool_], grid: Grid, liver_ml: float) -> tuple[str, ...]:
     found = []
-    pixel_mm2 = grid.spacing_mm[1] * grid.spacing_mm[2]
-    for end, z in (("first", 0), ("last", -1)):
-        area_mm2 = float(liver[z].sum()) * pixel_mm2
-        if area_mm2 >= TRUNCATED_MM2:
-            found.append(
-                f"W_LIVER_TRUNCATED: {area_mm2 / 100:.0f} cm2 of liver lie on the {end} slice; "
-                "the organ is cut by the field of view and its volume is too small"
-            )
+    dz, dy, dx = grid.spacing_mm
+    for axis, pixel_mm2, ends in (
+        (0, dy * dx, ("first slice", "last slice")),
+        (1, dz * dx, ("front border", "back border")),
+        (2, dz * dy, ("right border", "left border")),
+    ):
+        for end, at in zip(ends, (0, -1), strict=True):
+            area_mm2 = float(liver.take(at, axis).sum()) * pixel_mm2
+            if area_mm2 >= TRUNCATED_MM2:
+                found.append(
+                    f"W_LIVER_TRUNCATED: {area_mm2 / 100:.0f} cm2 of liver lie on the {end}; the "
+                    "organ is cut by the field of view and its volume is a lower bound"
+                )
     if not USUAL_ML[0] <= liver_ml <= USUAL_ML[1]:
         found.append(f"W_LIVER_VOLUME: a liver of {liver_ml:.0f} ml is unusual; check the mask")
     return tuple(found)
