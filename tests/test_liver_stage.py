@@ -126,7 +126,7 @@ def test_truncated_liver_is_warned_of_on_its_side() -> None:
         (np.s_[:, :, :-60], "left border"),
     ],
 )
-def test_property_GE32_a_liver_cut_at_the_side_is_warned_of(cut: tuple, side: str) -> None:
+def test_property_a_liver_cut_at_the_side_is_warned_of(cut: tuple, side: str) -> None:
     full, _ = _patient(Grid.axial(SHAPE, SPACING))
     hu = full[cut].copy()
     case = find_liver(aligned_study({"PV": hu}, Grid.axial(hu.shape, SPACING)), _model())

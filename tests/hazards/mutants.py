@@ -19,7 +19,7 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
-from pydicom.uid import UID, RLELossless
+from pydicom.uid import UID, JPEG2000Lossless, RLELossless
 from reading_truth import misplaced
 from synthetic_dicom import Place, Slice, Storage, ct_slice, save
 from transfer_syntaxes import COMPRESSORS
@@ -166,7 +166,7 @@ def _independently(path: Path) -> NDArray[np.int16] | None:
     try:
         data = pydicom.dcmread(path, force=True)
         syntax = data.file_meta.get("TransferSyntaxUID", "")
-        if syntax == RLELossless:
+        if syntax in (RLELossless, JPEG2000Lossless):
             stored = data.pixel_array.astype(np.float64)
         elif syntax and UID(syntax).is_encapsulated:
             hu = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))[0]

@@ -6,6 +6,7 @@ geometry or rescale, so that it returns the stored values and nothing else.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ _KEPT = (
     *("BitsStored", "HighBit", "PixelRepresentation"),
 )
 _UID = "1.2.826.0.1.3680043.8.498.1"
+# GDCM's tables are global: threads that read at once have waited for one another forever.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def decode_frame(data: Dataset, frame: int) -> NDArray[Any]:
@@ -37,7 +40,8 @@ def decode_frame(data: Dataset, frame: int) -> NDArray[Any]:
     Raises:
         RuntimeError, ValueError: it cannot be decoded.
     """
-    import SimpleITK as sitk  # noqa: N813
+    with _ONE_AT_A_TIME:
+        import SimpleITK as sitk  # noqa: N813
 
     packed = get_frame(data.PixelData, frame, number_of_frames=int(data.get("NumberOfFrames") or 1))
     bare = Dataset()
@@ -54,6 +58,7 @@ def decode_frame(data: Dataset, frame: int) -> NDArray[Any]:
     with private_folder() as folder:
         path = folder / "frame.dcm"
         bare.save_as(path, enforce_file_format=True)
-        image = sitk.ReadImage(str(path), imageIO="GDCMImageIO")
+        with _ONE_AT_A_TIME:
+            image = sitk.ReadImage(str(path), imageIO="GDCMImageIO")
     stored = sitk.GetArrayFromImage(image)
     return np.asarray(stored.reshape(stored.shape[-2:]))
