@@ -228,6 +228,7 @@ def patient_1(real_data, tmp_path_factory):
     return instances, liver, (1.6, 0.57, 0.57)
 
 
+@pytest.mark.full
 def test_closed_form_patient_1_against_itself_and_grown_by_two_millimeters(patient_1):
     instances, liver, spacing = patient_1
     truth = np.where(instances > 0, 2, liver).astype(np.uint8)
@@ -244,6 +245,7 @@ def test_closed_form_patient_1_against_itself_and_grown_by_two_millimeters(patie
     assert found.overlap.dice == 2 * tumor.sum() / (tumor.sum() + grown.sum())
 
 
+@pytest.mark.full
 def test_closed_form_patient_1_with_each_lesion_removed(patient_1):
     instances, liver, spacing = patient_1
     truth = np.where(instances > 0, 2, liver).astype(np.uint8)

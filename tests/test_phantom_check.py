@@ -322,6 +322,7 @@ def test_closed_form_a_coarse_patient_is_measured_in_every_phase():
     assert one.organs_hu[0] == pytest.approx(CENTERS_HU[0], abs=45)
 
 
+@pytest.mark.full
 def test_regression_three_coarse_patients_are_measured_by_two_processes():
     told: list[str] = []
     result = check(3, spacing_mm=COARSE_MM, progress=told.append, processes=2)

@@ -223,6 +223,7 @@ train(recipe, Path(sys.argv[1]), cache_dir=Path(sys.argv[2]), workers=2)
 """
 
 
+@pytest.mark.full
 def test_property_TR07_two_runs_on_one_empty_cache_paint_once_and_agree(tmp_path):
     folders = [ROOT / "src", ROOT / "tests", ROOT / "tests" / "hazards"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}

@@ -347,6 +347,7 @@ def test_property_IN06_a_failed_run_never_shows_earlier_results(tmp_path, capsys
         find_sources(out)
 
 
+@pytest.mark.full
 def test_property_IN06_a_refused_study_counts_too(tmp_path, patient, bundle):
     hu, _, grid = patient
     out = tmp_path / "out"
@@ -495,9 +496,8 @@ def judged(study: AlignedStudy, bundle: Bundle) -> str:
     return "W_OOD" if any(w.startswith("W_OOD: ") for w in case.warnings) else ""
 
 
-@pytest.mark.parametrize(
-    "patients", [2, pytest.param(20, marks=pytest.mark.full)], ids=["two", "twenty"]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("patients", [2, 20], ids=["two", "twenty"])
 def test_regression_IN09_phantom_patients_are_not_warned_of(patients, bundle):
     for seed in range(700_000, 700_000 + patients):
         body = anatomy(seed, spacing_mm=(5.0, 3.0, 3.0))
