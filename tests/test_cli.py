@@ -12,23 +12,12 @@ import numpy as np
 import pydicom
 import pytest
 
-from hepar.cli import main
+from command import run
 from hepar.geometry import Grid
 from hepar.infer.bundle import default_bundle_path
 from hepar.io.dicom_write import write_dicom_series
 from hepar.io.nifti import read_label, read_nifti, write_nifti
 from small_ct import volume
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    code = 0
-    try:
-        main([str(a) for a in arguments])
-    except SystemExit as leave:
-        code = int(leave.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def dicom_study(folder: Path, name: str = "a", **options: object) -> tuple[Path, ...]:

@@ -13,7 +13,7 @@ from hypothesis import given
 from scipy import ndimage
 
 from aligned_cases import oblique_grid
-from hepar.cli import main
+from command import run
 from hepar.console import format_inspection
 from hepar.geometry import Grid, canonical, orientation_of
 from hepar.io.dicom_write import write_dicom_series
@@ -28,17 +28,6 @@ from hepar.study import Phase, Series, SeriesVerdict, Study, Volume
 from small_ct import POSES, Pose, grid_of, volume
 
 HOSTILE = "liver\x1b[31m\n</td>\u202e\ud800 \u80dd\u81d3 " + "long" * 60
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    code = 0
-    try:
-        main([str(a) for a in arguments])
-    except SystemExit as leave:
-        code = int(leave.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def dicom(folder: Path, number: int, shape: tuple[int, int, int] = (8, 12, 14)) -> list[Path]:

@@ -7,6 +7,7 @@ RAS exists only at the NIfTI door, through `flip_lps_ras`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,8 +87,28 @@ class Box:
         return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
 
+class _Voxels(ABC):
+    """Voxels with an affine: places of indices, and indices of places."""
+
+    @property
+    @abstractmethod
+    def affine(self) -> NDArray[np.float64]:
+        """4x4 matrix from `(z, y, x, 1)` voxel indices to `(x, y, z, 1)` LPS mm."""
+
+    def index_to_world(self, index: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """LPS mm `(..., 3)` of voxel indices `(..., 3)`."""
+        affine = self.affine
+        return np.asarray(np.asarray(index, dtype=np.float64) @ affine[:3, :3].T + affine[:3, 3])
+
+    def world_to_index(self, world_mm: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Continuous voxel indices `(..., 3)` of LPS mm `(..., 3)`."""
+        inverse = np.linalg.inv(self.affine)
+        points = np.asarray(world_mm, dtype=np.float64)
+        return np.asarray(points @ inverse[:3, :3].T + inverse[:3, 3])
+
+
 @dataclass(frozen=True)
-class Grid:
+class Grid(_Voxels):
     """A regular grid of voxels in the patient.
 
     Attributes:
@@ -151,17 +172,6 @@ class Grid:
         """Length of the grid along `(z, y, x)`, voxel borders included."""
         return _triple(np.asarray(self.shape) * np.asarray(self.spacing_mm))
 
-    def index_to_world(self, index: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """LPS mm `(..., 3)` of voxel indices `(..., 3)`."""
-        affine = self.affine
-        return np.asarray(np.asarray(index, dtype=np.float64) @ affine[:3, :3].T + affine[:3, 3])
-
-    def world_to_index(self, world_mm: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Continuous voxel indices `(..., 3)` of LPS mm `(..., 3)`."""
-        inverse = np.linalg.inv(self.affine)
-        points = np.asarray(world_mm, dtype=np.float64)
-        return np.asarray(points @ inverse[:3, :3].T + inverse[:3, 3])
-
     def crop(self, box: Box) -> Grid:
         """The grid of a box of this grid's voxels."""
         origin = self.index_to_world(np.asarray(box.start, dtype=np.float64))
@@ -195,7 +205,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Lattice:
+class Lattice(_Voxels):
     """Voxels whose axes are not orthogonal, as a tilted gantry or a sheared affine leaves them.
 
     Attributes:
@@ -212,17 +222,6 @@ class Lattice:
         affine = np.eye(4)
         affine[:3] = np.asarray(self.rows, dtype=np.float64).reshape(3, 4)
         return affine
-
-    def index_to_world(self, index: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """LPS mm `(..., 3)` of voxel indices `(..., 3)`."""
-        affine = self.affine
-        return np.asarray(np.asarray(index, dtype=np.float64) @ affine[:3, :3].T + affine[:3, 3])
-
-    def world_to_index(self, world_mm: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Continuous voxel indices `(..., 3)` of LPS mm `(..., 3)`."""
-        inverse = np.linalg.inv(self.affine)
-        points = np.asarray(world_mm, dtype=np.float64)
-        return np.asarray(points @ inverse[:3, :3].T + inverse[:3, 3])
 
     def upright(self) -> Grid:
         """The orthogonal grid around these voxels.

@@ -112,6 +112,7 @@ class Frames:
         axes: `(3, 3)`, columns: normal, down the rows, along the columns.
         pixel_mm: between rows, between columns.
         shape: rows, columns.
+        on_grid: whether they are the volume's slices, not resampled.
     """
 
     files: tuple[str, ...]
@@ -120,6 +121,7 @@ class Frames:
     axes: NDArray[np.float64]
     pixel_mm: tuple[float, float]
     shape: tuple[int, int]
+    on_grid: bool = True
 
 
 @dataclass(frozen=True)

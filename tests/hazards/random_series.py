@@ -106,8 +106,14 @@ def _storages(rng: np.random.Generator, n: int, syntax: str) -> tuple[Storage, .
     )
 
 
-def images(drawn: Draw) -> list[list[Slice]]:
-    """Uncompressed images of each phase."""
+def images(drawn: Draw, *flips: int) -> list[list[Slice]]:
+    """Uncompressed images of each phase.
+
+    Args:
+        drawn: what they are of.
+        *flips: axes of the pixels (0 down the rows, 1 along the columns) that are stored backwards:
+            other files of the same patient.
+    """
     rng = np.random.default_rng([20_260_902, drawn.seed])
     volumes = []
     for phase in range(drawn.phases):
@@ -122,18 +128,31 @@ def images(drawn: Draw) -> list[list[Slice]]:
             place = Place(
                 _triple(where), drawn.place.orientation, drawn.place.pixel_mm, drawn.place.matrix
             )
+            hu = np.flip(_content(rng, place.matrix), flips)
             one = ct_slice(
                 phase * len(drawn.depths_mm) + k,
-                place,
+                _backwards(place, flips),
                 drawn.storages[k],
                 series=series,
                 acquisition=phase + 1 if drawn.split == "AcquisitionNumber" else 1,
-                hu=_content(rng, place.matrix),
+                hu=np.ascontiguousarray(hu),
                 **tags,
             )
             slices.append(one)
         volumes.append(slices)
     return volumes
+
+
+def _backwards(place: Place, flips: tuple[int, ...]) -> Place:
+    """Where the same pixels lie when they are stored from the other end."""
+    row, column = np.asarray(place.orientation[:3]), np.asarray(place.orientation[3:])
+    corner = np.asarray(place.corner_mm)
+    if 0 in flips:
+        corner, column = corner + (place.matrix[0] - 1) * place.pixel_mm[0] * column, -column
+    if 1 in flips:
+        corner, row = corner + (place.matrix[1] - 1) * place.pixel_mm[1] * row, -row
+    orientation = tuple(float(v) for v in (*row, *column))
+    return Place(_triple(corner), orientation, place.pixel_mm, place.matrix)
 
 
 def _content(rng: np.random.Generator, matrix: tuple[int, int]) -> NDArray[np.int16]:

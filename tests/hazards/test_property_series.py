@@ -21,11 +21,12 @@ from reading_truth import misplaced
 from synthetic_dicom import Slice
 from transfer_syntaxes import COMPRESSORS, OPENJPEG_MIN_PIXELS
 
+from hepar.geometry import Grid, canonical
 from hepar.stages.read import read_study
 from hepar.study import Study
 
 FULL, BATCH = 5_000, 100
-CHANGES = ("renamed", "reversed", "recompressed", "folders")
+CHANGES = ("renamed", "reversed", "recompressed", "folders", "flipped")
 
 
 def wrong(study: Study, volumes: list[list[Slice]]) -> str | None:
@@ -56,6 +57,18 @@ def recompressed(drawn: Draw, folder: Path) -> None:
     write(as_files(drawn, images(drawn), syntax), folder)
 
 
+def flipped(drawn: Draw, folder: Path) -> None:
+    """The same patient, the pixels of each image stored from another corner."""
+    flips = ((0,), (1,), (0, 1))[drawn.seed % 7 % 3]
+    write(as_files(drawn, images(drawn, *flips)), folder)
+
+
+def upright(study: Study) -> list[tuple[bytes, Grid]]:
+    """Every volume turned to the nearest axial orientation, in an order of its own."""
+    turned = [canonical(series.volume.array, series.volume.grid) for series in study.series]
+    return sorted(((array.tobytes(), grid) for array, grid in turned), key=lambda pair: pair[0])
+
+
 def renamed(seed: int, change: str, first: Path, second: Path) -> None:
     """The same files under other names, in another order or in several folders."""
     rng = random.Random(seed)
@@ -80,11 +93,18 @@ def check(seed: int, folder: Path) -> None:
     assert fault is None, f"seed {seed}: {fault}; {drawn}"
     if seed % 3 == 0:
         change = CHANGES[seed // 3 % len(CHANGES)]
-        if change == "recompressed":
+        if change == "flipped":
+            flipped(drawn, folder / "second")
+        elif change == "recompressed":
             recompressed(drawn, folder / "second")
         else:
             renamed(seed, change, folder / "first", folder / "second")
         again = read_study(folder / "second")
+        if change == "flipped":
+            pairs = list(zip(upright(study), upright(again), strict=True))
+            assert all(a == b for (a, _), (b, _) in pairs), f"seed {seed}, {change}: {drawn}"
+            assert all(g.is_close(h, 1e-3) for (_, g), (_, h) in pairs), f"seed {seed}: {drawn}"
+            return
         assert what_was_read(again) == what_was_read(study), f"seed {seed}, {change}: {drawn}"
 
 

@@ -16,7 +16,7 @@ from hepar.errors import InputRefused
 from hepar.geometry import Lattice
 from hepar.io.dicom_decoding import read_hu, refuse_undecodable
 from hepar.io.dicom_headers import Damaged, Directory, Header, Scan
-from hepar.io.dicom_pixels import digest, quiet
+from hepar.io.dicom_pixels import digests, quiet
 from hepar.io.dicom_regular import regular
 from hepar.io.dicom_scan import ENHANCED_CT, scan_files, walk_files
 from hepar.io.dicom_split import Rejected, Rules, stacks_of
@@ -149,7 +149,7 @@ def readings_of(scan: Scan, root: Path, *, interpolate_gaps: bool = False) -> li
         # Stripped files that name no series are told apart by their folder.
         series = header.series_uid or str(header.path.parent)
         groups.setdefault((header.study_uid, series), []).append(header)
-    rules = Rules(digest, interpolate_gaps)
+    rules = Rules(digests(), interpolate_gaps)
     readings = []
     for _, headers in sorted(groups.items(), key=lambda item: _series_order(item[1])):
         readings.extend(_read_series(headers, scan.damaged, root, rules))
@@ -290,7 +290,8 @@ def _verdict(
 ) -> SeriesVerdict:
     description = headers[0].tags.get("SeriesDescription", "")
     source = _source(headers, root)
-    return SeriesVerdict("", source, status, reason, code, description, len(headers))  # type: ignore[arg-type]
+    n_files = len({h.path for h in headers})
+    return SeriesVerdict("", source, status, reason, code, description, n_files)  # type: ignore[arg-type]
 
 
 def _source(headers: Sequence[Header], root: Path) -> str:

@@ -12,9 +12,11 @@ import math
 import os
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,13 +63,17 @@ def quiet() -> Iterator[None]:
         logger.disabled = before
 
 
-def digest(header: Image) -> str:
-    """SHA-256 of an image's stored pixels; of the whole file's for a frame, with its number."""
-    data = _open(header)
-    sha = hashlib.sha256(bytes(data.PixelData))
-    if header.frame is not None:
-        sha.update(str(header.frame).encode())
-    return sha.hexdigest()
+def digests() -> Callable[[Image], str]:
+    """A function that gives the SHA-256 of an image's stored pixels.
+
+    That of a frame is its file's, with its number; each file is read once.
+    """
+
+    @cache
+    def of_file(path: Path) -> str:
+        return hashlib.sha256(bytes(_open(path).PixelData)).hexdigest()
+
+    return lambda image: of_file(image.path) + ("" if image.frame is None else f"#{image.frame}")
 
 
 def fill(volume: NDArray[np.int16], headers: Sequence[Image]) -> tuple[str, ...]:
@@ -92,7 +98,7 @@ def fill(volume: NDArray[np.int16], headers: Sequence[Image]) -> tuple[str, ...]
     def load(indices: list[int]) -> None:
         first = headers[indices[0]]
         try:
-            data = _open(first)
+            data = _open(first.path)
             order = sorted(indices, key=lambda k: headers[k].frame or 0)
             frames = _stored(data, first, [headers[k].frame or 0 for k in order])
             for k, stored in zip(order, frames, strict=True):
@@ -112,10 +118,10 @@ def fill(volume: NDArray[np.int16], headers: Sequence[Image]) -> tuple[str, ...]
     return tuple(sorted(notes))
 
 
-def _open(header: Image) -> Dataset:
-    name = header.path.name
+def _open(path: Path) -> Dataset:
+    name = path.name
     try:
-        data = pydicom.dcmread(header.path, force=True)
+        data = pydicom.dcmread(path, force=True)
     except (EOFError, OSError) as error:
         raise refuse("E_TRUNCATED", f"{name} ends early ({error}).") from error
     except Exception as error:
@@ -127,7 +133,7 @@ def _open(header: Image) -> Dataset:
     if declared not in (None, 0xFFFFFFFF) and held is not None and len(held) != declared:
         # pydicom keeps a short value as if it were whole.
         raise refuse("E_TRUNCATED", f"{name} holds {len(held)} of {declared} pixel bytes.")
-    _refuse_remainder(header, data, item)
+    _refuse_remainder(path, data, item)
     try:
         # pydicom parses an element when it is first looked at.
         data["PixelData"]
@@ -142,7 +148,7 @@ def _open(header: Image) -> Dataset:
     return data
 
 
-def _refuse_remainder(header: Image, data: Dataset, pixels: Any) -> None:
+def _refuse_remainder(path: Path, data: Dataset, pixels: Any) -> None:
     """Refuse a file in which bytes that are no element follow the pixels: they were shifted.
 
     Raises:
@@ -152,13 +158,13 @@ def _refuse_remainder(header: Image, data: Dataset, pixels: Any) -> None:
     length, start = getattr(pixels, "length", None), getattr(pixels, "value_tell", None)
     if length in (None, 0xFFFFFFFF) or start is None or syntax == DeflatedExplicitVRLittleEndian:
         return
-    with header.path.open("rb") as stream:
+    with path.open("rb") as stream:
         stream.seek(start + length)
         rest = stream.read(_REMAINDER_BYTES)
     order = ">" if syntax == ExplicitVRBigEndian else "<"
     # Some writers fill a file up with zeros.
     if rest and any(rest) and (len(rest) < 8 or struct.unpack(f"{order}HH", rest[:4]) <= _PIXELS):
-        raise refuse("E_MALFORMED", f"{header.path.name} goes on after its pixels.")
+        raise refuse("E_MALFORMED", f"{path.name} goes on after its pixels.")
 
 
 def _stored(data: Dataset, header: Image, frames: Sequence[int]) -> Iterator[NDArray[Any]]:

@@ -53,8 +53,10 @@ def place(frames: Frames, depths_mm: NDArray[np.float64], *, lean: bool, uneven:
     shifts = relative @ axes[:, 1:] if lean else np.zeros((len(depths_mm), 2))
     depths = depths_mm - depths_mm[0]
     steps = np.diff(depths)
-    spacing = max(float(steps.min()), float(np.median(steps)) / 2) if uneven else depths[-1]
-    count = max(1, int(np.ceil(depths[-1] / spacing - 1e-6))) if uneven else len(depths) - 1
+    count = len(steps)
+    if uneven:
+        spacing = max(float(steps.min()), float(np.median(steps)) / 2)
+        count = int(np.ceil(depths[-1] / spacing - 1e-6))
     # Whole pixels, so that the first image is copied as it is.
     before = np.floor(shifts.min(axis=0) / pixel + _EXACT).astype(int)
     after = np.ceil(shifts.max(axis=0) / pixel - _EXACT).astype(int)

@@ -7,7 +7,7 @@ that lean (gantry tilt) or whose distances vary are resampled by position; a los
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,7 @@ def stack(headers: Sequence[Header], *, interpolate_gaps: bool = False) -> Stack
         notes.append(("W_GANTRY_TILT", f"{lean}; the images were moved back by their positions"))
     frames = _frames(ordered)
     if lean or spacing is None:
+        frames = replace(frames, on_grid=False)
         placement = place(frames, depths, lean=bool(lean), uneven=spacing is None)
         return Stack(tuple(ordered), placement.grid, frames, placement, tuple(notes), True)
     return Stack(tuple(ordered), _grid(frames, spacing, shift_mm), frames, None, tuple(notes))

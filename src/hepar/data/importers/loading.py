@@ -182,11 +182,8 @@ def read_image(path: Path) -> Image:
             why = told[0].reason if told else "there is no CT series"
             raise refuse(code, f"{path.name}: {why}", "prepare")
         frames = series[0].frames
-        regular = frames is not None and not any(
-            note.startswith(("W_GANTRY_TILT", "W_NON_UNIFORM")) for note in series[0].verdict.notes
-        )
         # Masks drawn on images that were resampled belong to no slice of the volume.
-        files = tuple(Path(f) for f in frames.files) if frames is not None and regular else ()
+        files = tuple(Path(f) for f in frames.files) if frames and frames.on_grid else ()
         return Image(series[0].volume, files)
     ct = read_ct(path)
     hu = ct.volume.array
