@@ -103,8 +103,6 @@ class SeriesVerdict:
 class Frames:
     """The images of a DICOM series where they lie, one a slice, z index ascending.
 
-    Where they form no regular stack (tilt, uneven distances) the volume was resampled from them.
-
     Attributes:
         files: source file of each; one file again and again for an enhanced CT.
         numbers: frame in its file, from 0.
@@ -112,7 +110,7 @@ class Frames:
         axes: `(3, 3)`, columns: normal, down the rows, along the columns.
         pixel_mm: between rows, between columns.
         shape: rows, columns.
-        on_grid: whether they are the volume's slices, not resampled.
+        on_grid: whether the volume holds them as they are; else it was resampled (tilt, uneven).
     """
 
     files: tuple[str, ...]
