@@ -1,14 +1,16 @@
 """Training losses: one function a loss, formula and source in its docstring.
 
-All take logits and integer labels in which -1 means "ignored", and compute in float32 at least,
-autocast or not: a bfloat16 sum over a batch of voxels has two significant digits.
+Those of one class a voxel take logits and integer labels in which -1 means "ignored"; those of
+several channels, each its own yes or no, take soft targets and the voxels that count. All compute
+in float32 at least, autocast or not: a bfloat16 sum over a batch of voxels has two significant
+digits.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hepar.networks.blocks import at_least_float32, full_precision
@@ -81,3 +83,62 @@ def soft_dice(
         overlap = (probability * truth).sum(axes)
         size = probability.sum(axes) + truth.sum(axes)
         return 1.0 - ((2.0 * overlap + smooth) / (size + smooth)).mean()
+
+
+def binary_cross_entropy(
+    logits: Float[Tensor, "b c *spatial"],
+    target: Float[Tensor, "b c *spatial"],
+    counted: Bool[Tensor, "b *spatial"],
+) -> Float[Tensor, ""]:
+    """Mean binary cross-entropy over channels and the voxels that count.
+
+    `L = -mean_i (g_i log p_i + (1 - g_i) log(1 - p_i))`, `p` the sigmoid of the logits; 0 (with a
+    gradient of 0) when none counts. Soft targets are fine; the minimum is then their entropy.
+
+    Args:
+        logits: unnormalized scores, a yes or no each channel.
+        target: `g` in [0, 1].
+        counted: voxels that count, the same in every channel.
+
+    Source: Tang et al., E2Net, MICCAI 2020, Eq. 1, which prints the sum over pixels.
+    """
+    with full_precision(logits):
+        scores = at_least_float32(logits)
+        weight = counted.unsqueeze(1).to(scores)
+        total = F.binary_cross_entropy_with_logits(
+            scores, target.to(scores), weight=weight, reduction="sum"
+        )
+        norm = weight.sum() * scores.shape[1]
+        return total / norm.clamp(min=torch.finfo(scores.dtype).tiny)
+
+
+def soft_iou(
+    logits: Float[Tensor, "b c *spatial"],
+    target: Float[Tensor, "b c *spatial"],
+    counted: Bool[Tensor, "b *spatial"],
+    *,
+    smooth: float = 1.0,
+) -> Float[Tensor, ""]:
+    """One minus the soft intersection over union of each image and channel, averaged.
+
+    `L = 1 - mean (sum_i g_i p_i + s) / (sum_i (g_i + p_i - g_i p_i) + s)`, sums over the voxels of
+    an image that count, `p` the sigmoid of the logits.
+
+    Args:
+        logits: unnormalized scores, a yes or no each channel.
+        target: `g` in [0, 1].
+        counted: voxels that count, the same in every channel.
+        smooth: `s`, in voxels. With 1 an empty target that nothing is predicted for costs 0, and
+            what is predicted there has a gradient. With 0, as printed, it costs 1 whatever is
+            predicted, without a gradient.
+
+    Source: Rahman and Wang, ISVC 2016; Tang et al., E2Net, MICCAI 2020, Eq. 2, without `s`.
+    """
+    with full_precision(logits):
+        weight = counted.unsqueeze(1).to(at_least_float32(logits))
+        p = (at_least_float32(logits).sigmoid() * weight).flatten(2)
+        g = (target.to(weight) * weight).flatten(2)
+        both = (g * p).sum(-1)
+        either = g.sum(-1) + p.sum(-1) - both
+        tiny = torch.finfo(p.dtype).tiny
+        return 1.0 - ((both + smooth) / (either + smooth).clamp(min=tiny)).mean()

@@ -8,7 +8,10 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Shaped
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from hepar.geometry import Box, Grid
 
@@ -122,3 +125,53 @@ def slice_input(
                 plane = np.where(liver[z], plane, np.float32(0.0))
             channels.append(plane)
     return np.stack(channels)
+
+
+Plane = tuple[slice, slice]
+
+
+def slice_box(liver: Bool[np.ndarray, "y x"], pad_px: tuple[int, int, int, int]) -> Plane | None:
+    """The rows and columns around the liver of a slice; None for a slice without.
+
+    Args:
+        liver: of one slice.
+        pad_px: pixels added above, below, left and right; what would lie beyond the slice is left
+            out.
+    """
+    rows, columns = np.flatnonzero(liver.any(axis=1)), np.flatnonzero(liver.any(axis=0))
+    if rows.size == 0:
+        return None
+    above, below, left, right = pad_px
+    height, width = liver.shape
+    return (
+        slice(max(0, int(rows[0]) - above), min(height, int(rows[-1]) + 1 + below)),
+        slice(max(0, int(columns[0]) - left), min(width, int(columns[-1]) + 1 + right)),
+    )
+
+
+def resized(
+    planes: Float32[np.ndarray, "c y x"], size: tuple[int, int]
+) -> Float32[np.ndarray, "c y2 x2"]:
+    """Intensities or probabilities of a box at another size: bilinear, averaging when it shrinks.
+
+    Pixels keep the area they stand for (no aligned corners), so that there and back lands on the
+    same place.
+    """
+    if planes.shape[1:] == size:
+        return planes
+    given = torch.from_numpy(np.ascontiguousarray(planes))[None]
+    found = functional.interpolate(
+        given, size=size, mode="bilinear", align_corners=False, antialias=True
+    )
+    return found[0].numpy()
+
+
+def resized_labels(
+    planes: Shaped[np.ndarray, "*c y x"], size: tuple[int, int]
+) -> Shaped[np.ndarray, "*c y2 x2"]:
+    """Labels or masks of a box at another size: each pixel takes the one that its center is in."""
+    rows, columns = (
+        np.minimum((np.arange(n) + 0.5) * (old / n), old - 1).astype(np.intp)
+        for n, old in zip(size, planes.shape[-2:], strict=True)
+    )
+    return planes[..., rows[:, None], columns]

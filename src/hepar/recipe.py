@@ -22,6 +22,7 @@ from hepar.systems.baselines.mc_fcn.settings import McFcnSettings
 from hepar.systems.baselines.multiphase_unet3d.settings import MultiphaseUnet3dSettings
 from hepar.systems.baselines.mw_unet.settings import MwUnetSettings
 from hepar.systems.baselines.pa_resseg.settings import PaRessegSettings
+from hepar.systems.e2net.settings import E2netSettings
 from hepar.systems.sam_urim.settings import SamUrimSettings
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -39,6 +40,7 @@ class Strict(BaseModel):
 
 SystemSettings = Annotated[
     SamUrimSettings
+    | E2netSettings
     | ContextUnet3dSettings
     | MultiphaseUnet3dSettings
     | McFcnSettings
@@ -80,13 +82,17 @@ class PatchSettings(Strict):
 
     Attributes:
         samples_per_case: patches drawn from a painted or loaded case before the next one.
-        lesion_fraction: share of the patches that must hold tumor, where a case has any.
+        lesion_fraction: share of the patches that must hold tumor, where a case has any; None takes
+            slices of liver as they come (2D).
+        background_fraction: share of the patches from slices without liver (2D), where a case has
+            any.
         phase_dropout: see `PhaseDropout`.
         liver_mask: see `LiverMask`.
     """
 
     samples_per_case: Count = 16
-    lesion_fraction: Fraction = 0.5
+    lesion_fraction: Fraction | None = 0.5
+    background_fraction: Fraction = 0.0
     phase_dropout: PhaseDropout = PhaseDropout()
     liver_mask: LiverMask = LiverMask()
 
@@ -139,13 +145,13 @@ class CohortData(PatchSettings):
         path: `cohort.csv`.
         fold: patients of this fold are held out; None holds out those whose `split` is
             `validation`.
-        margin_mm: kept around the liver.
+        margin_mm: kept around the liver; None keeps the whole field.
     """
 
     kind: Literal["cohort"] = "cohort"
     path: Path
     fold: Annotated[int, Field(ge=0)] | None = None
-    margin_mm: NonNegative = 12.0
+    margin_mm: NonNegative | None = 12.0
 
 
 class OrganData(Strict):

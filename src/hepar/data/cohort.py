@@ -20,7 +20,7 @@ from hepar.data.cache import ArrayCache, Arrays, content_key, file_hash
 from hepar.data.patches import TUMOR, PreparedCase, lesion_voxels, slice_contents
 from hepar.data.tumor_source import imperfect_liver
 from hepar.errors import InputRefused
-from hepar.geometry import Grid, canonical
+from hepar.geometry import Box, Grid, canonical
 from hepar.io.spreadsheet import read_table
 from hepar.preprocess import AIR_HU, liver_box, working_grid
 from hepar.recipe import CohortData
@@ -298,9 +298,11 @@ class CohortCases:
     def _prepare(self, case: CohortCase, key: str) -> Arrays:
         images, label, liver = read_case(case, self.spec.phases)
         grid = label.grid
-        box = liver_box(liver, grid, self.settings.margin_mm)
-        if box is None:
+        if not liver.any():
             raise _empty(case, "the liver mask is empty")
+        margin_mm = self.settings.margin_mm
+        around = None if margin_mm is None else liver_box(liver, grid, margin_mm)
+        box = Box.full(grid.shape) if around is None else around
         target = working_grid(grid.crop(box), self.spec.spacing_mm)
         hu = np.full((len(self.spec.phases), *target.shape), AIR_HU, np.int16)
         for row, phase in enumerate(self.spec.phases):

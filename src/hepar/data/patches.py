@@ -13,7 +13,15 @@ from jaxtyping import Bool, Int16, Int32, Integer, UInt8
 from scipy import ndimage
 
 from hepar.data.sampling import Sample, ValidationCase
-from hepar.preprocess import slice_context, slice_input, window
+from hepar.preprocess import (
+    Plane,
+    resized,
+    resized_labels,
+    slice_box,
+    slice_context,
+    slice_input,
+    window,
+)
 from hepar.recipe import PatchSettings, PhaseDropout
 from hepar.systems.base import InputSpec
 
@@ -81,7 +89,12 @@ def draw_patch(
         rng: consumed the same way whatever the case holds.
     """
     u = rng.random(12)
-    anchor = _anchor(case, spec, u, settings.lesion_fraction)
+    anchor = _anchor(case, spec, u, settings)
+    if spec.liver_crop is not None:
+        least, most = spec.liver_crop.train_pad_px
+        above, below, left, right = (int(v) for v in rng.integers(least, most, 4, endpoint=True))
+        present = drop_phases(case.present, spec, settings.phase_dropout, u[7:])
+        return _through_box(case, spec, anchor[0], (above, below, left, right), present)
     start = _start(case.label.shape, spec, anchor, u[4:7])
     present = drop_phases(case.present, spec, settings.phase_dropout, u[7:])
     patch = cut(case, spec, start, _size(spec), present)
@@ -93,12 +106,22 @@ def draw_patch(
 def whole_case(case: PreparedCase, spec: InputSpec) -> ValidationCase:
     """Cut a case into pieces that cover it: every slice, or blocks of the patch's size in 3D.
 
+    A system that sees boxes around the liver gets those of the slices that have one.
+
     The last block along an axis is moved inside the case, because an instance norm sees padding
     as part of the image; what other blocks have scored is ignored in it.
     """
     stride = spec.stride
     shape = case.label.shape
-    if spec.dims == 2:
+    voxel_ml = float(np.prod(case.spacing_mm)) / 1000.0
+    if spec.liver_crop is not None:
+        pads = (spec.liver_crop.pad_px,) * 4
+        seen = np.flatnonzero(case.liver.any(axis=(1, 2)))
+        pieces = [_through_box(case, spec, int(z), pads, case.present) for z in seen]
+        # A pixel of a patch stands for more than a voxel in a large box: for so many on average.
+        areas = [case.liver[z][slice_box(case.liver[z], pads)].size for z in seen]
+        voxel_ml *= sum(areas) / max(1, len(areas)) / float(np.prod(spec.patch))
+    elif spec.dims == 2:
         y, x = (-(-n // stride) * stride for n in shape[1:])
         slices = [(z, 0, 0) for z in range(shape[0])]
         pieces = [cut(case, spec, at, (1, y, x), case.present, outside=-1) for at in slices]
@@ -106,7 +129,7 @@ def whole_case(case: PreparedCase, spec: InputSpec) -> ValidationCase:
         size = _size(spec)
         axes = [range(0, n, s) for n, s in zip(shape, size, strict=True)]
         pieces = [_block(case, spec, (z, y, x)) for z in axes[0] for y in axes[1] for x in axes[2]]
-    return ValidationCase(case.case_id, tuple(pieces), float(np.prod(case.spacing_mm)) / 1000.0)
+    return ValidationCase(case.case_id, tuple(pieces), voxel_ml)
 
 
 def _block(case: PreparedCase, spec: InputSpec, wanted: tuple[int, int, int]) -> Sample:
@@ -178,6 +201,35 @@ def cut(
     )
 
 
+def _through_box(
+    case: PreparedCase,
+    spec: InputSpec,
+    z: int,
+    pad_px: tuple[int, int, int, int],
+    present: Bool[np.ndarray, " p"],
+) -> Sample:
+    """A slice through the box around its liver, at the size of a patch.
+
+    A slice without liver, which no stage would look at, is shown whole.
+    """
+    whole: Plane = (slice(None), slice(None))
+    plane = slice_box(case.liver[z], pad_px) or whole
+    size = (spec.patch[0], spec.patch[1])
+    context = slice_context(spec, case.label.shape[0], z, case.spacing_mm[0])
+    image = np.zeros((len(present), spec.channels, *size), np.float32)
+    for phase in np.flatnonzero(present):
+        hu = case.hu[phase][(slice(None), *plane)]
+        image[phase] = resized(
+            slice_input(hu, context, windows_hu=spec.windows_hu, liver=None), size
+        )
+    return Sample(
+        image=image,
+        present=present,
+        label=resized_labels(class_index(case.label[z][plane], spec), size),
+        liver=resized_labels(case.liver[z][plane], size),
+    )
+
+
 def class_index(label: UInt8[np.ndarray, "*spatial"], spec: InputSpec) -> np.ndarray:
     """Labels 0/1/2 as indices into the system's classes; a class it lacks is its parent."""
     names = spec.class_names
@@ -220,31 +272,42 @@ def _size(spec: InputSpec) -> tuple[int, int, int]:
 
 
 def _anchor(
-    case: PreparedCase, spec: InputSpec, u: np.ndarray, lesion_fraction: float
+    case: PreparedCase, spec: InputSpec, u: np.ndarray, settings: PatchSettings
 ) -> tuple[int, int, int]:
     """A voxel that the patch must hold: of a lesion, or of a slice of liver without one.
 
     In 3D all lesions are equally likely, so that a large one does not hide the small; in 2D all
     slices of lesions are, so that a network sees every cut through them.
     """
-    if spec.dims == 3 and u[0] < lesion_fraction and len(case.lesions):
+    fraction = settings.lesion_fraction
+    if spec.dims == 3 and u[0] < (fraction or 0.0) and len(case.lesions):
         z, y, x = (int(v) for v in case.lesions[int(u[1] * len(case.lesions))])
         return z, y, x
-    liver_slices, tumor_slices = case.contents
-    slices, lesion = liver_slices, False
-    if u[0] < lesion_fraction and tumor_slices.any():
-        slices, lesion = tumor_slices, True
-    elif spec.dims == 2 and (liver_slices & ~tumor_slices).any():
-        slices = liver_slices & ~tumor_slices
+    slices, lesion = _slices(case, spec, u, settings)
     numbers = np.flatnonzero(slices)
     if numbers.size == 0:
         z, y, x = (n // 2 for n in case.label.shape)
         return z, y, x
     z = int(numbers[int(u[1] * numbers.size)])
     wanted = case.label[z] == TUMOR if lesion else case.liver[z] | (case.label[z] > 0)
-    ys, xs = np.nonzero(wanted)
+    ys, xs = np.nonzero(wanted if wanted.any() else np.ones_like(wanted))
     chosen = int(u[2] * ys.size)
     return z, int(ys[chosen]), int(xs[chosen])
+
+
+def _slices(
+    case: PreparedCase, spec: InputSpec, u: np.ndarray, settings: PatchSettings
+) -> tuple[Bool[np.ndarray, " z"], bool]:
+    """Slices that the anchor may lie in, and whether it is a voxel of a lesion."""
+    liver, tumor = case.contents
+    fraction, two = settings.lesion_fraction, spec.dims == 2
+    if two and u[3] < settings.background_fraction and not liver.all():
+        return ~liver, False
+    if "tumor" not in spec.class_names or fraction is None:
+        return liver, False
+    if u[0] < fraction and tumor.any():
+        return tumor, True
+    return (liver & ~tumor if two and (liver & ~tumor).any() else liver), False
 
 
 def _start(

@@ -83,18 +83,18 @@ class CaseSource:
     alternate, so that a batch mixes patients while only a group lies in memory.
     """
 
-    target_class = "tumor"
-
     def __init__(
         self, cases: CaseProvider, settings: PatchSettings, spec: InputSpec, *, seed: int
     ) -> None:
-        if self.target_class not in spec.class_names:
+        taught = [name for name in ("tumor", "liver") if name in spec.class_names]
+        if not taught:
             raise UsageError(
                 "E_RECIPE",
                 "train",
-                f"the system knows {', '.join(spec.class_names)}, the data teach tumor.",
-                "Choose a system with a class named tumor, or other data.",
+                f"the system knows {', '.join(spec.class_names)}, the data teach liver and tumor.",
+                "Choose a system with a class named tumor or liver, or other data.",
             )
+        self.target_class: str = taught[0]
         self.cases, self.settings, self.spec, self.seed = cases, settings, spec, seed
 
     def __len__(self) -> int:

@@ -1,8 +1,8 @@
 """From a case on a working grid to probabilities, under a memory budget.
 
-Two-dimensional systems see the slices that hold liver; three-dimensional ones the whole volume, or
-windows blended by a Gaussian. Nothing here knows a network beyond `InputSpec`, `forward` and
-`decode`.
+Two-dimensional systems see the slices that hold liver, whole or through the box around it;
+three-dimensional ones the whole volume, or windows blended by a Gaussian. Nothing here knows a
+network beyond `InputSpec`, `forward` and `decode`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hepar.errors import InputRefused
 from hepar.geometry import Box
 from hepar.infer.network import Network, OutOfMemory, Runner, Tiling
 from hepar.infer.windows import padded_size, windows
-from hepar.preprocess import slice_context, slice_input, window
+from hepar.preprocess import Plane, resized, slice_box, slice_context, slice_input, window
 from hepar.systems.base import InputSpec, System
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ def _scene(
         liver is not None and liver.shape != shape
     ):
         raise ValueError("phases and liver must lie on one grid")
-    if spec.needs_liver and liver is None:
+    if (spec.needs_liver or spec.liver_crop is not None) and liver is None:
         raise ValueError("this system needs a liver mask")
     z, y, x = shape
     return _Scene(spec, volumes, liver, spacing_mm, (z, y, x))
@@ -150,17 +150,41 @@ def _report(network: Network, done: int, total: int) -> None:
         network.tiling.progress(done / total)
 
 
-def _slice_image(scene: _Scene, z: int, box: Box) -> NDArray[np.float32]:
+@dataclass(frozen=True)
+class _View:
+    """How a slice is shown: which part of it, and at what size the network sees that."""
+
+    plane: Plane
+    size: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.plane
+        return rows.stop - rows.start, columns.stop - columns.start
+
+
+def _view(scene: _Scene, z: int, box: Box) -> _View:
+    """The whole box of a slice, or what surrounds its liver, resized."""
+    crop = scene.spec.liver_crop
+    _, *plane = box.slices
+    if crop is None or scene.liver is None:
+        return _View((plane[0], plane[1]), (box.shape[1], box.shape[2]))
+    found = slice_box(scene.liver[z], (crop.pad_px,) * 4)
+    assert found is not None
+    return _View(found, (scene.spec.patch[0], scene.spec.patch[1]))
+
+
+def _slice_image(scene: _Scene, z: int, view: _View) -> NDArray[np.float32]:
     """`(p, c, y, x)` of one slice; absent phases are zeros."""
     spec = scene.spec
-    _, rows, columns = box.slices
-    image = np.zeros((len(scene.hu), spec.channels, *box.shape[1:]), dtype=np.float32)
-    mask = None if scene.mask is None else scene.mask[:, rows, columns]
+    part = (slice(None), *view.plane)
+    image = np.zeros((len(scene.hu), spec.channels, *view.size), dtype=np.float32)
+    mask = None if scene.mask is None else scene.mask[part]
     context = slice_context(spec, scene.shape[0], z, scene.spacing_mm[0])
     for p, volume in enumerate(scene.hu):
         if volume is not None:
-            hu = volume[:, rows, columns]
-            image[p] = slice_input(hu, context, windows_hu=spec.windows_hu, liver=mask)
+            seen = slice_input(volume[part], context, windows_hu=spec.windows_hu, liver=mask)
+            image[p] = resized(seen, view.size)
     return image
 
 
@@ -173,25 +197,25 @@ def _predict_slices(
     present = torch.from_numpy(scene.present)
     batch = 1
     if len(indices) > 1:
+        size = _view(scene, indices[0], box).size
         # A small corner tells the cost of a pixel without paying for a whole slice.
-        side = tuple(min(size, 2 * network.stride) for size in box.shape[1:])
+        side = tuple(min(length, 2 * network.stride) for length in size)
         corner = torch.zeros((1, len(scene.hu), scene.spec.channels, *side))
         cost = network.cost_bytes(corner, present[None]) / padded_size(side, network.stride)
-        cost *= padded_size(box.shape[1:], network.stride)
+        cost *= padded_size(size, network.stride)
         batch = max(1, min(len(indices), int(network.tiling.budget_bytes // max(cost, 1.0)), 32))
-    _, rows, columns = box.slices
     start = 0
     while start < len(indices):
-        chosen = indices[start : start + batch]
-        image = torch.from_numpy(np.stack([_slice_image(scene, z, box) for z in chosen]))
+        chosen = {z: _view(scene, z, box) for z in indices[start : start + batch]}
+        image = torch.from_numpy(np.stack([_slice_image(scene, z, v) for z, v in chosen.items()]))
         shown = present.expand(len(chosen), -1)
         found = network.attempt(image, shown, smallest=len(chosen) == 1, exact=True)
         if found is None:
             batch = max(1, len(chosen) // 2)
             network.tell("fewer slices at a time went through and nothing changed")
             continue
-        for z, probabilities in zip(chosen, found.numpy(), strict=True):
-            output[:, z, rows, columns] = probabilities[keep]
+        for (z, view), probabilities in zip(chosen.items(), found.numpy(), strict=True):
+            output[(slice(None), z, *view.plane)] = resized(probabilities[keep], view.shape)
         start += len(chosen)
         _report(network, start, len(indices))
 

@@ -14,6 +14,19 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class LiverCrop:
+    """Each slice is seen through the box around its liver, resized to the patch.
+
+    Attributes:
+        train_pad_px: (least, most) pixels that training adds on a side, drawn for each of the four.
+        pad_px: pixels added on every side at use.
+    """
+
+    train_pad_px: tuple[int, int]
+    pad_px: int
+
+
+@dataclass(frozen=True)
 class InputSpec:
     """What a system wants to see.
 
@@ -35,6 +48,8 @@ class InputSpec:
         slice_offsets: 2D only: offsets of the context slices counted in slices, whatever their
             distance; None uses `slice_offsets_mm`.
         refines: the system is a `Refining`: it answers twice, and the first answer can be asked.
+        liver_crop: 2D only: slices are seen through the box around their liver; None for whole
+            ones. A slice without liver is not looked at.
     """
 
     dims: Literal[2, 3]
@@ -50,6 +65,7 @@ class InputSpec:
     window: tuple[int, int, int] | None = None
     slice_offsets: tuple[int, ...] | None = None
     refines: bool = False
+    liver_crop: LiverCrop | None = None
 
     @property
     def slices(self) -> int:

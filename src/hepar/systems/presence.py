@@ -20,9 +20,10 @@ class PresentPairs:
 
     Args:
         present: which phases of which sample exist.
+        copies: rows that stand for each sample, side by side: its slices, each by itself.
 
     Attributes:
-        present: the table itself.
+        present: the table itself, a row for each copy.
         batch: samples.
         phases: phases of the model.
         counts: samples that hold each phase.
@@ -31,14 +32,14 @@ class PresentPairs:
         ValueError: a sample without any phase.
     """
 
-    def __init__(self, present: Bool[Tensor, "b p"]) -> None:
+    def __init__(self, present: Bool[Tensor, "b p"], copies: int = 1) -> None:
         # Read once as Python values: one synchronization a forward pass, constants when traced.
-        table: list[list[bool]] = present.tolist()
+        table: list[list[bool]] = [row for row in present.tolist() for _ in range(copies)]
         empty = [sample for sample, row in enumerate(table) if not any(row)]
         if empty:
             raise ValueError(f"samples {empty} of {len(table)} have no phase at all")
-        self.present = present
-        self.batch, self.phases = present.shape
+        self.present = present if copies == 1 else present.repeat_interleave(copies, dim=0)
+        self.batch, self.phases = self.present.shape
         members = [
             [sample for sample in range(self.batch) if table[sample][phase]]
             for phase in range(self.phases)
