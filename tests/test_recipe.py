@@ -18,7 +18,6 @@ from hepar.io.nifti import write_nifti
 from hepar.recipe import (
     Recipe,
     dump_recipe,
-    in_steps,
     load_recipe,
     parse_recipe,
     recipe_hash,
@@ -26,7 +25,7 @@ from hepar.recipe import (
 )
 from hepar.systems.table import SYSTEMS, build, lookup
 from hepar.train.loop import train
-from hepar.train.schedule import learning_rate
+from hepar.train.schedule import in_steps, learning_rate
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALES = ("toy", "reduced", "full")
@@ -207,10 +206,11 @@ def test_property_a_row_takes_its_scale_from_another_base(tmp_path):
 
 def test_closed_form_epochs_become_steps():
     epochs = {"counted_in": "epochs", "steps": 150, "lr_schedule": "step", "lr_every": 50}
-    tree = plain(schedule={**epochs, "batch_size": 4})
+    tree = plain(schedule={**epochs, "batch_size": 4, "validate_every": 3})
     recipe = in_steps(parse_recipe(tree), samples=97 * 64 + 1)
     schedule = recipe.schedule
     assert (schedule.counted_in, schedule.steps, schedule.lr_every) == ("steps", 232950, 77650)
+    assert schedule.validate_every == 3 * 1553
     assert in_steps(recipe, samples=3) == recipe
     rates = [learning_rate(schedule, step) for step in (0, 77649, 77650, 155300)]
     np.testing.assert_allclose(rates, [5e-4, 5e-4, 5e-5, 5e-6])

@@ -199,17 +199,22 @@ class Schedule(Strict):
     """Optimizer and length of a run.
 
     Attributes:
-        counted_in: what `steps`, `warmup` and `lr_every` count; epochs become steps once the data
-            are known (`in_steps`).
+        steps: the length, or the most that a run may take which ends on a plateau.
+        counted_in: what `steps`, `warmup`, `lr_every` and `validate_every` count; epochs become
+            steps once the data are known (`train.schedule.in_steps`).
         lr_schedule: `constant`; `step`, times `lr_factor` every `lr_every` steps; `poly` to the
-            power `lr_power`; `cosine`, ending at zero.
+            power `lr_power`; `cosine`, ending at zero; `plateau`, times `lr_factor` whenever the
+            validation loss no longer falls.
+        plateau_patience: validations in a row without improvement that make a plateau.
+        plateau_min_delta: a validation improves if its loss is lower than the lowest by more.
+        plateau_reductions: after so many reductions the next plateau ends the run.
         warmup: steps of linear warm-up before the schedule.
         clip_norm: largest gradient norm; None leaves gradients alone.
         precision: bf16 and fp16 compute under autocast; weights stay float32.
         ema_decay: exponential moving average of weights, which is then what is validated and kept.
         initial_weights: `best.safetensors` of a run of the same system to start from.
         trunk_weights: a file of torchvision's, `.safetensors` or `.pth`, to start the trunk from.
-        validate_every: steps; 0 validates at the end only.
+        validate_every: 0 validates at the end only.
     """
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -219,10 +224,13 @@ class Schedule(Strict):
     counted_in: Literal["steps", "epochs"] = "steps"
     steps: Count
     batch_size: Count = 8
-    lr_schedule: Literal["constant", "step", "poly", "cosine"] = "constant"
+    lr_schedule: Literal["constant", "step", "poly", "cosine", "plateau"] = "constant"
     lr_every: Count = 1000
     lr_factor: Positive = 0.1
     lr_power: Positive = 0.9
+    plateau_patience: Count = 5
+    plateau_min_delta: NonNegative = 1e-4
+    plateau_reductions: Annotated[int, Field(ge=0)] = 2
     warmup: Annotated[int, Field(ge=0)] = 0
     clip_norm: Positive | None = 12.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -232,6 +240,12 @@ class Schedule(Strict):
     validate_every: Annotated[int, Field(ge=0)] = 0
     checkpoint_every: Count = 200
     channels_last: bool = True
+
+    @model_validator(mode="after")
+    def _sees_a_plateau(self) -> Schedule:
+        if self.lr_schedule == "plateau" and self.validate_every == 0:
+            raise ValueError("lr_schedule plateau needs validate_every above 0")
+        return self
 
 
 class Augment(Strict):
@@ -330,22 +344,6 @@ def parse_recipe(tree: Mapping[str, Any], source: str = "recipe") -> Recipe:
         raise _refuse(f"{source}: {error}") from None
 
 
-def in_steps(recipe: Recipe, samples: int) -> Recipe:
-    """The recipe with a schedule counted in steps.
-
-    Args:
-        recipe: counted in either.
-        samples: in an epoch; its last step may reach into the next one.
-    """
-    schedule = recipe.schedule
-    if schedule.counted_in == "steps":
-        return recipe
-    epoch = -(-samples // schedule.batch_size)
-    counted = {name: epoch * getattr(schedule, name) for name in ("steps", "warmup", "lr_every")}
-    changed = schedule.model_copy(update={"counted_in": "steps", **counted})
-    return recipe.model_copy(update={"schedule": changed})
-
-
 def dump_recipe(recipe: Recipe) -> str:
     """The effective recipe as YAML, every default written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -353,23 +351,12 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 of the effective recipe, independent of how it was written."""
-    text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    tree = recipe.model_dump(mode="json")
+    if recipe.schedule.lr_schedule != "plateau":
+        # Runs begun before there were these keys, which decide nothing here, can go on.
+        tree["schedule"] = {k: v for k, v in tree["schedule"].items() if k[:7] != "plateau"}
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def changes(before: Recipe, after: Recipe, most: int = 3) -> list[str]:
-    """The first few settings that differ, each as `key: old -> new`."""
-    found: list[str] = []
-
-    def walk(old: Any, new: Any, key: str) -> None:
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            for name in dict.fromkeys((*old, *new)):
-                walk(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
-        elif old != new:
-            found.append(f"{key}: {old} -> {new}")
-
-    walk(before.model_dump(mode="json"), after.model_dump(mode="json"), "")
-    return [*found[:most], f"and {len(found) - most} more"] if len(found) > most else found
 
 
 def row_hash(recipe: Recipe) -> str:

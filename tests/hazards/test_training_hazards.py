@@ -19,10 +19,10 @@ from tiny_training import ROOT, SPEC, tiny_recipe, tiny_train, use_tiny_net
 from blob_source import BlobSource
 from hepar.data.sampling import batches
 from hepar.errors import HeparError, ModelIntegrityError, ResourceExhausted, UsageError
-from hepar.recipe import changes
 from hepar.train import checkpoint, loop
 from hepar.train.checkpoint import read_tensors
 from hepar.train.recovery import LAST, PREVIOUS
+from hepar.train.same_run import changes
 
 KEPT = (LAST, "best.safetensors")
 

@@ -14,7 +14,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from hepar.errors import ModelIntegrityError, UsageError
 from hepar.io.atomic import atomic_path
 from hepar.recipe import Recipe, Schedule
 from hepar.systems.table import build
+from hepar.train.plateau import Plateau
 from hepar.train.published import start_trunk
 
 HEADER = "hepar"
@@ -164,6 +165,7 @@ class TrainState:
         rollbacks: times the weights were taken back to those of a checkpoint.
         scored: newest step whose validation is done; one that a signal cut short is made up for.
         data: hash of what is trained on; None before it is known.
+        plateau: what validation losses have done to the learning rate.
     """
 
     model: nn.Module
@@ -179,6 +181,7 @@ class TrainState:
     rollbacks: int = 0
     scored: int = 0
     data: str | None = None
+    plateau: Plateau = field(default_factory=Plateau)
 
     @classmethod
     def fresh(
@@ -231,6 +234,7 @@ class TrainState:
             "optimizer": scalars,
             "scaler": self.scaler.state_dict(),
             **{name: getattr(self, name) for name in _COUNTERS},
+            "plateau": asdict(self.plateau),
         }
         write_tensors(path, tensors, header)
 
@@ -261,10 +265,12 @@ class TrainState:
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(header["scaler"])
         if counters:
-            # Checkpoints of earlier versions were written after the validation of their step.
+            # Checkpoints of earlier versions were written after the validation of their step, and
+            # knew no plateau.
             known = {"rollbacks": 0, "scored": header["step"], "data": None, **header}
             for name in _COUNTERS:
                 setattr(self, name, known[name])
+            self.plateau = Plateau(**header.get("plateau", {}))
 
 
 _COUNTERS = (

@@ -33,6 +33,16 @@ class History:
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
 
+    def seconds(self) -> float:
+        """Wall time of all lines: training and validation of the whole run, whoever did it.
+
+        What a kill took after the newest line, and what was done twice for it, is not in there.
+        """
+        if not self.path.exists():
+            return 0.0
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        return sum(float(json.loads(line)["seconds"]) for line in lines)
+
     def append(self, entry: dict[str, Any]) -> None:
         """Add one line; `entry` has a `step`."""
         with self.path.open("a", encoding="utf-8") as file:

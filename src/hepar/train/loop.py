@@ -29,8 +29,7 @@ from hepar.data.augment import Augmentation
 from hepar.data.sampling import SampleSource, batches, fingerprint
 from hepar.data.sources import open_source
 from hepar.errors import Interrupted, UsageError
-from hepar.io.atomic import atomic_path
-from hepar.recipe import Recipe, changes, dump_recipe, in_steps, load_recipe, recipe_hash
+from hepar.recipe import Recipe, recipe_hash
 from hepar.systems.base import Batch, InputSpec
 from hepar.systems.table import build
 from hepar.train.checkpoint import TrainState, starting_model, write_tensors
@@ -38,15 +37,16 @@ from hepar.train.history import History
 from hepar.train.interrupt import StopRequest
 from hepar.train.recovery import LAST, PREVIOUS, Checkpoints
 from hepar.train.repeatable import Deterministic, mixed_seed
-from hepar.train.schedule import learning_rate, optimizer
+from hepar.train.same_run import RECIPE, check_data, check_recipe, write_recipe
+from hepar.train.schedule import in_steps, learning_rate, optimizer
 from hepar.train.validate import Score, validate
 
 LOG = logging.getLogger(__name__)
-BEST, HISTORY, RECIPE = "best.safetensors", "log.jsonl", "recipe.yaml"
+BEST, HISTORY = "best.safetensors", "log.jsonl"
 LOG_EVERY = 10
 MAX_BAD_STEPS = 3
 MAX_ROLLBACKS = 1
-_INIT, _STEP = 0, 1
+_INIT, _STEP, _VALIDATION = 0, 1, 2
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 
@@ -57,11 +57,12 @@ class TrainResult:
 
     Attributes:
         weights: `best.safetensors`, under the network's own names.
-        steps: steps done in all, resumed ones included.
+        steps: steps done in all, resumed ones included; fewer than the schedule's where a plateau
+            ended the run.
         best_score: validation Dice of `weights`; None when no case could be scored.
         best_step: step after which they were taken.
         skipped_steps: steps whose loss or gradient was not finite.
-        seconds: wall time of this call.
+        seconds: wall time of training and validation as the history tells it, all calls together.
     """
 
     weights: Path
@@ -104,14 +105,17 @@ def train(
         ResourceExhausted: `E_WORKER_DIED`, a sample could not be prepared.
         Interrupted: `E_INTERRUPTED`, on SIGTERM or SIGINT, with a checkpoint written.
     """
-    began, device = time.monotonic(), torch.device(device)
+    device = torch.device(device)
     _check_precision(recipe, device)
     if recipe.schedule.counted_in == "epochs":
         with torch.device("meta"):
             spec: InputSpec = cast(Any, build(recipe.system)).input_spec
         source = source or open_source(recipe.data, spec, seed=recipe.seed, cache_dir=cache_dir)
         recipe = in_steps(recipe, len(source))
-    _check_folder(recipe, out_dir, resume)
+    if not resume:
+        for name in (LAST, PREVIOUS, BEST, HISTORY, RECIPE):
+            (out_dir / name).unlink(missing_ok=True)
+    check_recipe(recipe, out_dir)
     with Deterministic(device):
         run = _Run(recipe, out_dir, device)
         if run.checkpoints.exist():
@@ -121,12 +125,10 @@ def train(
             source = source or open_source(
                 recipe.data, run.spec, seed=recipe.seed, cache_dir=cache_dir
             )
-            _check_data(run.state, fingerprint(source), out_dir)
+            check_data(run.state, fingerprint(source), out_dir)
             run.history.forget_after(run.state.step)
             # Not before everything that can be refused: bad input leaves nothing behind.
-            if not (out_dir / RECIPE).exists():
-                with atomic_path(out_dir / RECIPE) as temporary:
-                    temporary.write_text(dump_recipe(recipe), encoding="utf-8")
+            write_recipe(recipe, out_dir)
             run.go(source, workers, progress)
     state = run.state
     return TrainResult(
@@ -135,7 +137,7 @@ def train(
         best_score=state.best_score,
         best_step=state.best_step,
         skipped_steps=state.skipped,
-        seconds=time.monotonic() - began,
+        seconds=run.history.seconds(),
     )
 
 
@@ -166,12 +168,16 @@ class _Run:
 
     def unfinished(self) -> bool:
         """Whether steps, or the validation of the newest one, are still to be done."""
-        return self.state.step < self.schedule.steps or self.to_score()
+        return not self.at_end() or self.to_score()
+
+    def at_end(self) -> bool:
+        """Whether the newest step is the last: of the schedule, or because a plateau ended it."""
+        return self.state.step >= self.schedule.steps or self.state.plateau.finished
 
     def to_score(self) -> bool:
         """Whether the validation of the newest step is still to be done."""
         step, schedule = self.state.step, self.schedule
-        due = step > 0 and (step == schedule.steps or _due(step, schedule.validate_every))
+        due = step > 0 and (self.at_end() or _due(step, schedule.validate_every))
         return due and self.state.scored < step
 
     def go(self, source: SampleSource, workers: int, progress: Progress | None) -> None:
@@ -185,7 +191,7 @@ class _Run:
                 source,
                 batch_size=schedule.batch_size,
                 start=state.step,
-                stop=schedule.steps,
+                stop=state.step if self.at_end() else schedule.steps,
                 finish=finish,
                 workers=workers,
                 stopped=stop,
@@ -196,6 +202,8 @@ class _Run:
                     if loss is not None:
                         self.recent.append(loss)
                     self.after_step(source, stop, progress)
+                    if self.at_end():
+                        break
             if self.unfinished():
                 self.halt(stop)
 
@@ -206,22 +214,24 @@ class _Run:
         state, schedule = self.state, self.schedule
         if stop():
             self.halt(stop)
-        last, score = state.step == schedule.steps, None
-        keep = last or _due(state.step, schedule.checkpoint_every)
-        if (keep or self.to_score()) and not state.finite():
+        regular, score = _due(state.step, schedule.checkpoint_every), None
+        if (self.at_end() or regular or self.to_score()) and not state.finite():
             self.roll_back()
+        reductions = state.plateau.reductions
         if self.to_score():
             score = self.score(source, stop)
             if score is None:
                 self.halt(stop)
+        last = self.at_end()  # not before the validation, which may have found a plateau
         if last or score or _due(state.step, LOG_EVERY):
-            entry = self.entry(self.recent, time.monotonic() - self.began, score)
+            lr = learning_rate(schedule, state.step - 1, reductions)
+            entry = self.entry(self.recent, lr, time.monotonic() - self.began, score)
             self.history.append(entry)
             self.recent, self.began = [], time.monotonic()
             if progress is not None:
                 progress(state.step, schedule.steps, entry)
         # A step that failed may be the first of those that the weights go back behind.
-        if last or (keep and state.streak == 0):
+        if last or (regular and state.streak == 0):
             self.checkpoints.save(state)
 
     def halt(self, stop: StopRequest) -> NoReturn:
@@ -258,7 +268,7 @@ class _Run:
         state, schedule = self.state, self.schedule
         torch.manual_seed(mixed_seed(self.recipe.seed, _STEP, state.step))
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(schedule, state.step)
+            group["lr"] = learning_rate(schedule, state.step, state.plateau.reductions)
         state.optimizer.zero_grad(set_to_none=True)
         model: Any = state.model
         # A forward pass over a bad value spoils BatchNorm's statistics before the loss shows it.
@@ -302,7 +312,10 @@ class _Run:
         Returns:
             None where a signal cut it short.
         """
-        state = self.state
+        state, plateaus = self.state, self.schedule.lr_schedule == "plateau"
+        # The same at every validation: what a loss draws must not make one worse than another, nor
+        # depend on whether the run was resumed.
+        torch.manual_seed(mixed_seed(self.recipe.seed, _VALIDATION, 0))
         score = validate(
             state.kept,
             source,
@@ -310,11 +323,17 @@ class _Run:
             batch_size=self.schedule.batch_size,
             device=self.device,
             autocast=self.autocast,
+            with_loss=plateaus,
             stopped=stop,
         )
         if score is None:
             return None
         state.scored = state.step
+        if plateaus:
+            state.plateau = state.plateau.after(score.loss, self.schedule)
+            LOG.info("step %d: validation loss %s, %s", state.step, score.loss, state.plateau)
+            if score.loss is None:
+                LOG.warning("the validation loss of step %d is not finite", state.step)
         better = state.best_score is None or (score.dice or 0.0) > state.best_score
         if better or state.best_step == 0:
             state.best_score, state.best_step = score.dice, state.step
@@ -326,13 +345,14 @@ class _Run:
             write_tensors(self.out_dir / BEST, state.kept.state_dict(), header)
         return score
 
-    def entry(self, losses: list[float], seconds: float, score: Score | None) -> dict[str, Any]:
-        """A line of the history."""
-        step = self.state.step
+    def entry(
+        self, losses: list[float], lr: float, seconds: float, score: Score | None
+    ) -> dict[str, Any]:
+        """A line of the history; `lr` is that of its step."""
         line: dict[str, Any] = {
-            "step": step,
+            "step": self.state.step,
             "loss": round(sum(losses) / len(losses), 6) if losses else None,
-            "lr": learning_rate(self.schedule, step - 1),
+            "lr": lr,
             "seconds": round(seconds, 3),
             "skipped": self.state.skipped,
         }
@@ -353,35 +373,6 @@ def _check_precision(recipe: Recipe, device: torch.device) -> None:
             f"schedule.precision fp16 trains on CUDA only, the device is {device.type}.",
             "Use --set schedule.precision=bf16 or fp32.",
         )
-
-
-def _check_folder(recipe: Recipe, out_dir: Path, resume: bool) -> None:
-    """Refuse a folder of another recipe; empty it if the run is to start afresh."""
-    path = out_dir / RECIPE
-    if not resume:
-        for name in (LAST, PREVIOUS, BEST, HISTORY, RECIPE):
-            (out_dir / name).unlink(missing_ok=True)
-    if not path.exists():
-        return
-    before = load_recipe(path)
-    if recipe_hash(before) != recipe_hash(recipe):
-        raise _changed(out_dir, "another recipe: " + "; ".join(changes(before, recipe)))
-
-
-def _check_data(state: TrainState, data: str, out_dir: Path) -> None:
-    """Refuse to go on with other data than the steps before were done with."""
-    if state.data not in (None, data):
-        raise _changed(out_dir, "other data: a case, a file or how they are prepared changed")
-    state.data = data
-
-
-def _changed(out_dir: Path, how: str) -> UsageError:
-    return UsageError(
-        "E_CONFIG_CHANGED",
-        "train",
-        f"{out_dir.name} holds a run of {how}.",
-        "Train into another folder, or empty this one to start over.",
-    )
 
 
 def _not_finite(step: int) -> UsageError:
