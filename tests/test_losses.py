@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hepar.losses import cross_entropy, soft_dice
+from hepar.losses import binary_cross_entropy, cross_entropy, soft_dice, soft_iou
 
 
 def _random(seed: int, shape: tuple[int, ...] = (2, 3, 4, 5)) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,5 +87,94 @@ def test_property_float32_under_autocast(loss):
     expected = loss(logits.bfloat16().double(), label)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = loss(logits.bfloat16(), label)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+# ---- several channels, a yes or no each ---------------------------------------------------------
+
+
+def _channels(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64)
+    target = torch.rand(2, 3, 4, 5, generator=generator, dtype=torch.float64)
+    counted = torch.rand(2, 4, 5, generator=generator) > 0.3
+    return logits, target, counted
+
+
+def test_oracle_binary_cross_entropy_is_a_loop_with_soft_targets():
+    logits, target, counted = _channels(4)
+    total, number = 0.0, 0
+    for b, y, x in counted.nonzero().tolist():
+        for k in range(3):
+            p, g = 1 / (1 + math.exp(-float(logits[b, k, y, x]))), float(target[b, k, y, x])
+            total -= g * math.log(p) + (1 - g) * math.log(1 - p)
+            number += 1
+    found = binary_cross_entropy(logits, target, counted).item()
+    assert found == pytest.approx(total / number, rel=1e-12)
+
+
+@pytest.mark.parametrize("smooth", [0.0, 1.0])
+def test_oracle_soft_iou_is_a_loop_a_channel_and_image(smooth):
+    logits, target, counted = _channels(5)
+    scores = []
+    for b in range(2):
+        for k in range(3):
+            both = either = smooth
+            for _, y, x in (at for at in counted.nonzero().tolist() if at[0] == b):
+                p, g = 1 / (1 + math.exp(-float(logits[b, k, y, x]))), float(target[b, k, y, x])
+                both, either = both + g * p, either + g + p - g * p
+            scores.append(both / either)
+    found = soft_iou(logits, target, counted, smooth=smooth).item()
+    assert found == pytest.approx(1 - sum(scores) / len(scores), rel=1e-12)
+
+
+def test_closed_form_losses_of_an_empty_mask():
+    nothing = torch.zeros(1, 1, 10, 10)
+    every = torch.ones(1, 10, 10, dtype=torch.bool)
+    for p in (1e-8, 0.1, 0.5):
+        logits = torch.full((1, 1, 10, 10), math.log(p / (1 - p)), requires_grad=True)
+        loss = soft_iou(logits, nothing, every)
+        assert loss.item() == pytest.approx(1 - 1 / (100 * p + 1), abs=1e-5)
+        loss.backward()
+        assert (logits.grad > 0).all()  # what is predicted there is pushed down
+        literal = logits.detach().clone().requires_grad_()
+        loss = soft_iou(literal, nothing, every, smooth=0.0)
+        loss.backward()
+        assert loss.item() == 1.0
+        assert not literal.grad.any()
+        bce = binary_cross_entropy(logits, nothing, every).item()
+        assert bce == pytest.approx(-math.log(1 - p), abs=1e-6)
+    # Not even 0 / 0, where no probability is left at all.
+    gone = torch.full((1, 1, 10, 10), -200.0, requires_grad=True)
+    loss = soft_iou(gone, nothing, every, smooth=0.0)
+    loss.backward()
+    assert loss.item() == 1.0
+    assert torch.isfinite(gone.grad).all()
+
+
+@pytest.mark.parametrize("loss", [binary_cross_entropy, soft_iou])
+def test_property_pixels_that_do_not_count_do_not_matter(loss):
+    logits, target, counted = _channels(6)
+    shown = counted.unsqueeze(1)
+    other = torch.where(shown, logits, 50.0 * torch.ones_like(logits))
+    assert torch.equal(loss(logits, target, counted), loss(other, target, counted))
+    assert torch.equal(loss(logits, target, counted), loss(logits, target * shown, counted))
+    logits.requires_grad_()
+    none = loss(logits, target, torch.zeros_like(counted))
+    none.backward()
+    assert none.item() == 0.0
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("loss", [binary_cross_entropy, soft_iou])
+def test_property_several_channels_in_float32_under_autocast(loss):
+    generator = torch.Generator().manual_seed(7)
+    logits = torch.randn(1, 2, 64, 64, generator=generator).bfloat16()
+    target = (torch.rand(1, 2, 64, 64, generator=generator) > 0.9).float()
+    counted = torch.ones(1, 64, 64, dtype=torch.bool)
+    expected = loss(logits.double(), target.double(), counted)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = loss(logits, target, counted)
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -80,7 +80,7 @@ def draw_patch(
 ) -> Sample:
     """Draw one training patch.
 
-    Tumor outside the predicted liver cannot be seen, and is ignored (-1).
+    Tumor outside the predicted liver, where a system cannot see it, is ignored (-1).
 
     Args:
         case: where from.
@@ -98,9 +98,10 @@ def draw_patch(
     start = _start(case.label.shape, spec, anchor, u[4:7])
     present = drop_phases(case.present, spec, settings.phase_dropout, u[7:])
     patch = cut(case, spec, start, _size(spec), present)
+    if not spec.needs_liver or "tumor" not in spec.class_names:
+        return patch
     hidden = (patch.label == spec.class_names.index("tumor")) & ~patch.liver
-    label = np.where(hidden & spec.needs_liver, -1, patch.label)
-    return Sample(patch.image, patch.present, label, patch.liver, patch.visible)
+    return replace(patch, label=np.where(hidden, -1, patch.label))
 
 
 def whole_case(case: PreparedCase, spec: InputSpec) -> ValidationCase:
