@@ -98,6 +98,26 @@ def test_property_TR05_a_cache_file_that_is_no_use_is_made_again(damage, tmp_pat
     assert path.read_bytes() == good
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "another byte", "gone"])
+def test_property_TR05_a_cache_file_damaged_while_it_is_in_use_is_made_again(
+    damage, tmp_path, caplog
+):
+    """Its arrays are maps of the file: to read beyond the end of one would end the process."""
+    cache = ArrayCache(tmp_path)
+    cache.get(PARTS, arrays)
+    path = stored(tmp_path)
+    good, written = path.read_bytes(), path.stat().st_mtime_ns
+    if damage == "gone":
+        path.unlink()
+    else:
+        changed = good[:-1] + bytes([good[-1] ^ 1])
+        path.write_bytes({"cut": good[:-20], "empty": b""}.get(damage, changed))
+        os.utime(path, ns=(0, written + 1))  # the clock of a file system may be coarse
+    assert_right(cache.get(PARTS, arrays))
+    assert ("W_CACHE_REBUILT" in caplog.text) == (damage != "gone")
+    assert path.read_bytes() == good
+
+
 def small_bank(_data=None, _seed=None) -> list[BankEntry]:
     rng = np.random.default_rng(1)
     code = rng.integers(0, 9, (4, 5, 6)).astype(np.uint8)

@@ -1,9 +1,10 @@
-"""Prepared arrays, made once: on disk under the hash of what they are made from, newest in memory.
+"""Prepared arrays, made once: on disk under the hash of what they are made from, or in memory.
 
 The key is everything the arrays depend on; whoever changes how they are made changes a version in
-the key. Each file holds a SHA-256 over the names, types, shapes and values of its arrays: a file
-that is cut short, has one other byte, or was written in an older layout is made again, which is
-logged as `W_CACHE_REBUILT`. Of processes that want the same arrays at once, one makes them.
+the key. A process verifies each file when it first asks for it, and then reads of its arrays what
+it looks at (`array_file`): a file that is cut short, has one other byte, or was written in an older
+layout is made again, which is logged as `W_CACHE_REBUILT`. Of processes that want the same arrays
+at once, one makes them.
 """
 
 from __future__ import annotations
@@ -17,15 +18,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-
-from hepar.io.atomic import atomic_path, one_process
+from hepar.data.array_file import Arrays, Mapped, Stamp, map_arrays, stamp, write_arrays
+from hepar.errors import ResourceExhausted
+from hepar.io.atomic import one_process
 
 LOG = logging.getLogger(__name__)
-Arrays = dict[str, np.ndarray]
-_DIGEST = "sha256 of the arrays"
+MOST_MAPS = 64  # each holds a file open, of which a process may have 256 on macOS
 
 
 def content_key(parts: Mapping[str, Any]) -> str:
@@ -40,28 +38,20 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def arrays_hash(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over the names, types, shapes and values of arrays."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
-
-
 class ArrayCache:
     """Named arrays by key; safe for several threads and several processes.
 
     Args:
-        folder: where files lie; None keeps arrays in memory only.
-        memory_bytes: arrays kept in memory beside that, the least recently used going first.
+        folder: where files lie, of which arrays are read-only maps; None keeps arrays in memory.
+        memory_bytes: arrays kept in memory without a folder, the least recently used going first.
     """
 
     def __init__(self, folder: Path | None, *, memory_bytes: int = 512 * 2**20) -> None:
         self.folder = folder
         self.memory_bytes = memory_bytes
         self._kept: OrderedDict[str, Arrays] = OrderedDict()
+        self._maps: OrderedDict[str, Mapped] = OrderedDict()
+        self._verified: dict[str, Stamp] = {}
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
 
@@ -71,41 +61,24 @@ class ArrayCache:
         Args:
             parts: everything the arrays depend on, as JSON data.
             make: a pure function of `parts`.
+
+        Raises:
+            ResourceExhausted: `E_OUTPUT_WRITE`, they cannot be written, or not read again.
         """
         key = content_key(parts)
         with self._guard:
             lock = self._locks.setdefault(key, threading.Lock())
         with lock:
-            with self._guard:
-                if key in self._kept:
-                    self._kept.move_to_end(key)
-                    return self._kept[key]
-            arrays = self._from_disk(key, make)
-            self._keep(key, arrays)
-        return arrays
+            if self.folder is None:
+                return self._from_memory(key, make)
+            return self._from_disk(key, self.folder / key[:2] / f"{key}.safetensors", make)
 
-    def _from_disk(self, key: str, make: Callable[[], Arrays]) -> Arrays:
-        path = self._path(key)
-        if path is None:
-            return make()
-        arrays = _read(path)
-        if arrays is not None:
-            return arrays
-        with one_process(path.parent):
-            # Another process may have made them while this one waited.
-            arrays = _read(path)
-            if arrays is None:
-                if path.exists():
-                    LOG.warning(
-                        "W_CACHE_REBUILT: the prepared case %s is damaged or of an older layout "
-                        "and is made again",
-                        path.name,
-                    )
-                arrays = make()
-                _write(path, arrays)
-        return arrays
-
-    def _keep(self, key: str, arrays: Arrays) -> None:
+    def _from_memory(self, key: str, make: Callable[[], Arrays]) -> Arrays:
+        with self._guard:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        arrays = make()
         with self._guard:
             self._kept[key] = arrays
             total = sum(a.nbytes for kept in self._kept.values() for a in kept.values())
@@ -113,25 +86,40 @@ class ArrayCache:
                 old, dropped = self._kept.popitem(last=False)
                 self._locks.pop(old, None)
                 total -= sum(a.nbytes for a in dropped.values())
+        return arrays
 
-    def _path(self, key: str) -> Path | None:
-        return None if self.folder is None else self.folder / key[:2] / f"{key}.safetensors"
-
-
-def _read(path: Path) -> Arrays | None:
-    """The arrays of a file; None where it is missing, damaged, or of another layout."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="np") as file:
-            written = (file.metadata() or {})[_DIGEST]
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-        return None
-    return arrays if arrays_hash(arrays) == written else None
+    def _from_disk(self, key: str, path: Path, make: Callable[[], Arrays]) -> Arrays:
+        with self._guard:
+            found = self._maps.get(key)
+        if found is None or found.stamp != stamp(path):
+            found = map_arrays(path, self._verified.get(key)) or _made(path, make)
+        with self._guard:
+            self._verified[key] = found.stamp
+            self._maps[key] = found
+            self._maps.move_to_end(key)
+            while len(self._maps) > MOST_MAPS:
+                self._maps.popitem(last=False)  # closed when nobody holds its arrays
+        return found.arrays
 
 
-def _write(path: Path, arrays: Arrays) -> None:
-    plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    with atomic_path(path) as temporary:
-        save_file(plain, temporary, metadata={_DIGEST: arrays_hash(plain)})
+def _made(path: Path, make: Callable[[], Arrays]) -> Mapped:
+    """What another process has made while this one waited for it, or this one makes now."""
+    with one_process(path.parent):
+        found = map_arrays(path)
+        if found is None:
+            if path.exists():
+                LOG.warning(
+                    "W_CACHE_REBUILT: the prepared case %s is damaged or of an older layout "
+                    "and is made again",
+                    path.name,
+                )
+            write_arrays(path, make())
+            found = map_arrays(path)
+    if found is None:
+        raise ResourceExhausted(
+            "E_OUTPUT_WRITE",
+            "cache",
+            f"{path.name} was written and cannot be read again as it was written.",
+            "Give a cache folder on a disk that is intact and whose files can be mapped.",
+        )
+    return found

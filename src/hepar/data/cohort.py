@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from hepar.data.cache import ArrayCache, Arrays, content_key, file_hash
+from hepar.data.array_file import Arrays
+from hepar.data.cache import ArrayCache, content_key, file_hash
 from hepar.data.patches import TUMOR, PreparedCase, lesion_voxels, slice_contents
 from hepar.data.tumor_source import imperfect_liver
 from hepar.errors import InputRefused

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from hepar.data.cache import arrays_hash
+from hepar.data.array_file import arrays_hash
 from hepar.errors import InputRefused
 from hepar.geometry import canonical
 from hepar.io.atomic import atomic_path, one_process

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Int16
 from scipy import ndimage
 
-from hepar.data.cache import ArrayCache, Arrays, content_key, file_hash
+from hepar.data.array_file import Arrays
+from hepar.data.cache import ArrayCache, content_key, file_hash
 from hepar.data.organ_bank import anatomy_hash, mask_folder, read_label_map
 from hepar.data.patches import (
     PreparedCase,
@@ -134,7 +135,7 @@ class PhantomCases:
         settings: how many, how painted.
         spec: the model's phases and spacing.
         cache_dir: folder for painted boxes; None paints again in every run.
-        memory_bytes: painted boxes kept in memory.
+        memory_bytes: painted boxes kept in memory, where no file holds them.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """The training loop: plain PyTorch, one device, resumable bit for bit.
 
-A step is a pure function of (weights, optimizer state, seed, step): data come from
+A step is a pure function of (weights, optimizer state, plateaus so far, seed, step): data come from
 (seed, epoch, index), and the model's own randomness is reseeded from (seed, step). A run killed at
 any moment therefore continues from its last checkpoint to the bytes an unbroken run would have
 left, on the same kind of device.
