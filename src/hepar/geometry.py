@@ -60,6 +60,12 @@ class Box:
         d, h, w = (max(a, b) for a, b in zip(self.stop, other.stop, strict=True))
         return Box((z, y, x), (d, h, w))
 
+    def relative_to(self, outer: Box) -> Box:
+        """The same voxels, counted from the first voxel of another box."""
+        z, y, x = (a - b for a, b in zip(self.start, outer.start, strict=True))
+        d, h, w = (a - b for a, b in zip(self.stop, outer.start, strict=True))
+        return Box((z, y, x), (d, h, w))
+
     @staticmethod
     def full(shape: Index) -> Box:
         """The box of a whole array."""

@@ -100,13 +100,13 @@ def coarse_view(
     hu = np.rint(resample(volume.array, volume.grid, grid, fill=AIR_HU)).astype(np.int16)
     name = spec.phases[0] if len(spec.phases) == 1 or phase is None else phase
     # Edge slices repeated: beyond a scan that ends inside the liver the network would else see the
-    # air of its own padding, and give up the liver near it.
-    beyond = ((_EDGE_SLICES, _EDGE_SLICES), (0, 0), (0, 0))
+    # air of its own padding, and give up the liver near it. Slice by slice there is no beyond.
+    edge = _EDGE_SLICES if spec.dims == 3 else 0
     found = predict(
         model.system,
-        {name: np.pad(hu, beyond, mode="edge")},
+        {name: np.pad(hu, ((edge, edge), (0, 0), (0, 0)), mode="edge")},
         grid.spacing_mm,
         classes=classes,
         tiling=tiling,
     )
-    return grid, hu, found[:, _EDGE_SLICES:-_EDGE_SLICES]
+    return grid, hu, found[:, edge : edge + len(hu)]

@@ -51,6 +51,16 @@ class Evidence:
     warnings: tuple[str, ...] = ()
     uncertainty: tuple[NDArray[np.float32], ...] = ()
 
+    def within(self, box: Box) -> Evidence:
+        """What was seen in a part of the box."""
+        part = box.slices
+        return replace(
+            self,
+            tumor=self.tumor[part],
+            liver=None if self.liver is None else self.liver[part],
+            uncertainty=tuple(doubts[part] for doubts in self.uncertainty),
+        )
+
 
 def find_lesions(
     case: LiverCase,
@@ -109,6 +119,10 @@ def look(
         tumor[~coarse] = 0.0
         return Evidence(tumor, None)
     spec = cast(System, method.system).input_spec
+    room = _room(case, spec)
+    if room != case.box:
+        wide = look(replace(case, box=room), method, tiling=tiling, uncertainty=uncertainty)
+        return wide.within(case.box.relative_to(room))
     told: list[str] = []
     tiling = replace(tiling or Tiling(), warn=told.append)
     (tumor, *doubts), outline = _network_probability(case, box_grid, method, tiling, uncertainty)
@@ -121,6 +135,21 @@ def look(
     if outline is None and _outlines(spec):
         warnings = (*warnings, _DISAGREE)
     return Evidence(tumor, outline, (*warnings, *told), tuple(doubts))
+
+
+def _room(case: LiverCase, spec: InputSpec) -> Box:
+    """The voxels that a system looks at: the liver's box, or as much more as it wants around it."""
+    crop = spec.liver_crop
+    if crop is None:
+        return case.box
+    grid = case.aligned.grid
+    wanted = (spec.spacing_mm or grid.spacing_mm)[1:]
+    y, x = (
+        int(np.ceil(crop.pad_px * want / have))
+        for want, have in zip(wanted, grid.spacing_mm[1:], strict=True)
+    )
+    around = Box.around(case.liver, (0, y, x))
+    return case.box if around is None else case.box.union(around)
 
 
 def _missing(case: LiverCase, spec: InputSpec) -> tuple[str, ...]:
