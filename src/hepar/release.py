@@ -33,7 +33,7 @@ from hepar.infer.tiling import Tiling
 from hepar.phantom.anatomy import anatomy
 from hepar.phantom.population import POPULATIONS, Population
 from hepar.phantom.scanner import paint
-from hepar.recipe import OrganData, PhantomTumorData, Recipe, load_recipe
+from hepar.recipe import CohortData, OrganData, PhantomTumorData, Recipe, load_recipe
 from hepar.stages.liver import find_liver
 from hepar.stages.tumor import look
 from hepar.study import (
@@ -256,6 +256,9 @@ def _without_paths(recipe: Recipe) -> Recipe:
     if isinstance(recipe.data, PhantomTumorData) and recipe.data.bank is not None:
         bank = recipe.data.model_copy(update={"bank": Path(recipe.data.bank.name)})
         recipe = recipe.model_copy(update={"data": bank})
+    if isinstance(recipe.data, CohortData):
+        table = recipe.data.model_copy(update={"path": Path(recipe.data.path.name)})
+        recipe = recipe.model_copy(update={"data": table})
     if isinstance(recipe.data, OrganData | PhantomTumorData):
         names = tuple(Path(path.name) for path in recipe.data.anatomies)
         data = recipe.data.model_copy(update={"anatomies": names})
