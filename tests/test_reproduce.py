@@ -21,8 +21,9 @@ from hepar.geometry import Grid
 from hepar.infer.tiling import predict
 from hepar.io.nifti import write_nifti
 from hepar.networks.resnet import TRUNKS, ResNetTrunk, load_published
+from hepar.paper_run import SCALES, Job, papers, recipe_of, run_name
 from hepar.recipe import parse_recipe
-from hepar.reproduce import Job, cohort_hash, papers, recipe_of, reproduce, run_name
+from hepar.reproduce import cohort_hash, reproduce
 from hepar.score_cohort import liver_case
 from hepar.systems.sam_urim.settings import SamUrimSettings
 from hepar.systems.sam_urim.system import SamUrim
@@ -308,7 +309,7 @@ def test_regression_the_papers_tables():
     assert figures["SP + MP + SAM + URIM"][0] == "80.12"
     for table in printed.tables.values():
         for row in table.rows:
-            for scale in module.SCALES:
+            for scale in SCALES:
                 recipe_of(Job("sam_urim", Path("cohort.csv"), scale, Path()), row.recipe, 1, 3)
 
 
