@@ -65,15 +65,8 @@ class FirstStage:
 
     def __post_init__(self) -> None:
         """Raise UsageError `E_RECIPE` for a system that cannot find a liver."""
-        spec = cast(System, self.system).input_spec
-        if spec.needs_liver or "liver" not in spec.class_names:
-            raise UsageError(
-                "E_RECIPE",
-                "reproduce",
-                f"{self.name} cannot find livers: its classes are {', '.join(spec.class_names)}, "
-                f"and it {'needs' if spec.needs_liver else 'needs no'} liver mask.",
-                "Name a first stage that has the class liver and needs_liver: false.",
-            )
+        if not _outlines(spec := cast(System, self.system).input_spec):
+            raise _cannot_find(self.name, spec)
 
     def __call__(self, case: CohortCase) -> Mask:
         """The liver of a case, `(z, y, x)` on its label's voxels; empty where none is found."""
@@ -159,8 +152,8 @@ def scored_cases(
     """Every case segmented and scored on the reference phase's voxels.
 
     A system without the class `tumor` is scored as a first stage: by the liver it finds. Any other
-    sees the liver that `first` finds, or without one the cohort's own, whose border is then not
-    scored.
+    looks at the liver that `first` finds, or without one at the cohort's own. The liver is scored
+    where the system or `first` draws it.
 
     Args:
         cases: of a cohort.
@@ -171,12 +164,16 @@ def scored_cases(
         first: what finds the livers.
 
     Raises:
-        UsageError: `E_NO_LIVER`: a case whose liver is given has none.
+        UsageError: `E_NO_LIVER`: a case whose liver is given has none; `E_RECIPE`: the system finds
+            neither livers nor tumors.
     """
-    looks_for_tumor = "tumor" in cast(System, system).input_spec.class_names
+    spec = cast(System, system).input_spec
+    looks_for_tumor, outlines = "tumor" in spec.class_names, _outlines(spec)
+    if not looks_for_tumor and not outlines:
+        raise _cannot_find("the system", spec)
     for number, case in enumerate(cases):
         note(f"{case.case_id} ({number + 1} of {len(cases)})")
-        if first is None and looks_for_tumor:
+        if first is None and not outlines:
             maps = _in_true_liver(case, system, data, device)
         else:
             maps = _in_whole_image(case, system, device, first)
@@ -185,7 +182,7 @@ def scored_cases(
         yield CaseResult.of(
             score,
             case.metadata.get("primary") or case.metadata.get("type") or "",
-            found_liver=first is not None or not looks_for_tumor,
+            found_liver=first is not None or outlines,
             looked_for_tumor=looks_for_tumor,
         )
 
@@ -211,11 +208,28 @@ def _in_whole_image(
     volumes, label, liver = _on_label(case, cast(System, system).input_spec)
     truth = np.where(label.array == TUMOR, TUMOR, liver).astype(np.uint8)
     tiling = Tiling(device=device)
-    if first is None:
-        predicted = find_organ(system, volumes, label.grid, tiling).astype(np.uint8)
+    if "tumor" in cast(System, system).input_spec.class_names:
+        seen = liver if first is None else first(case)
+        predicted = look_in_liver(system, volumes, label.grid, seen, tiling)
     else:
-        predicted = look_in_liver(system, volumes, label.grid, first(case), tiling)
+        predicted = find_organ(system, volumes, label.grid, tiling).astype(np.uint8)
     return predicted, truth, label.grid.spacing_mm
+
+
+def _outlines(spec: InputSpec) -> bool:
+    """Whether a system sees beyond a liver mask and says where the liver is."""
+    return "liver" in spec.class_names and not spec.needs_liver
+
+
+def _cannot_find(name: str, spec: InputSpec) -> UsageError:
+    needs = "needs a" if spec.needs_liver else "needs no"
+    return UsageError(
+        "E_RECIPE",
+        "reproduce",
+        f"{name} cannot find livers: its classes are {', '.join(spec.class_names)}, and it {needs} "
+        "liver mask.",
+        "Name a first stage that has the class liver and needs_liver: false.",
+    )
 
 
 def liver_case(
