@@ -15,8 +15,16 @@ from hepar import reproduce as module
 from hepar.data.cohort import read_cohort
 from hepar.errors import HeparError, InputRefused, UsageError
 from hepar.evaluate.printed import PrintedTable, differences, read_printed, tabulate
-from hepar.evaluate.run_result import COLUMNS, CaseResult, RunResult, case_values, figure
+from hepar.evaluate.run_result import (
+    COLUMNS,
+    CaseResult,
+    LiverResult,
+    RunResult,
+    case_values,
+    figure,
+)
 from hepar.evaluate.score import score_case
+from hepar.evaluate.voxel import Overlap, burden_error, dice_global, tumor_burden
 from hepar.geometry import Grid
 from hepar.infer.tiling import predict
 from hepar.io.nifti import write_nifti
@@ -273,8 +281,95 @@ def replace_case(case: CaseResult, **changes) -> CaseResult:
     return case.model_copy(update=changes)
 
 
+def liver(both: int, predicted: int, reference: int) -> LiverResult:
+    plain = result("x", both=both, predicted=predicted, reference=reference)
+    names = ("outcome", "dice", "assd_mm", "overlap", "predicted", "reference")
+    return LiverResult(**{name: getattr(plain, name) for name in names})
+
+
+def with_livers() -> tuple[CaseResult, ...]:
+    """Three patients, one of them twice; of the last no liver was found."""
+    return (
+        result("a", both=30, predicted=40, reference=60, liver=liver(300, 320, 400)),
+        result("b", both=5, predicted=5, reference=20, liver=liver(90, 100, 100)),
+        result("c", both=0, predicted=10, reference=0, liver=liver(500, 500, 500), patient_id="a"),
+        result("d", both=0, predicted=0, reference=10, liver=liver(0, 0, 200)),
+    )
+
+
+def test_closed_form_figures_of_livers_and_burdens():
+    cases = with_livers()
+    value = {key: figure((cases,), key) for key in ("liver_dpc", "liver_dg", "burden", "liver_asd")}
+    dice = {"a": 600 / 720, "b": 0.9, "c": 1.0, "d": 0.0}
+    assert case_values(cases, "liver_dpc") == pytest.approx(dice)
+    assert value["liver_dpc"].value == pytest.approx(sum(dice.values()) / 4)
+    assert value["liver_dg"].value == pytest.approx(2 * 890 / (920 + 1200))
+    errors = [40 / 320 - 60 / 400, 5 / 100 - 20 / 100, 10 / 500, 0 - 10 / 200]
+    assert value["burden"].value == pytest.approx(np.sqrt(np.mean(np.square(errors))))
+    # A missed liver is as far away as the image is long.
+    assert value["liver_asd"].value == pytest.approx((2 + 2 + 2 + 300) / 4)
+    assert all(v.n == 4 and v.n_undefined == 0 for v in value.values())
+
+
+def test_oracle_figures_are_those_of_the_measures_themselves():
+    """Burden and global Dice against `evaluate.voxel`, seeds averaged after the root."""
+    cases = with_livers()
+    other = (replace_case(cases[0], predicted=60), *cases[1:])
+
+    def rmse(run):
+        found = [tumor_burden(c.predicted, c.liver.predicted) for c in run]
+        true = [tumor_burden(c.reference, c.liver.reference) for c in run]
+        return burden_error(found, true).rmse
+
+    both = figure((cases, other), "burden")
+    assert both.value == pytest.approx((rmse(cases) + rmse(other)) / 2)
+    # Patients are drawn, so the interval holds the errors of single patients, a's two cases as one.
+    patients = [rmse([c for c in cases if c.patient_id == p]) for p in ("a", "b", "d")]
+    low, high = figure((cases,), "burden").interval
+    assert min(patients) <= low < rmse(cases) < high <= max(patients)
+    pooled = [Overlap(c.liver.predicted, c.liver.reference, c.liver.overlap, 1.0) for c in cases]
+    assert figure((cases,), "liver_dg").value == pytest.approx(dice_global(pooled))
+
+
+def test_property_a_table_of_livers_shows_what_each_row_looks_for():
+    rows = ({"name": n, "recipe": n} for n in ("given", "first", "pair", "better"))
+    table = PrintedTable(
+        title="t", columns=("liver_dpc", "dpc", "burden"), baseline="pair", rows=tuple(rows)
+    )
+    pair = with_livers()
+    given = tuple(replace_case(case, liver=None) for case in pair)
+    first = tuple(replace_case(case, tumor=False) for case in pair)
+    runs = {"given": (given,), "first": (first,), "pair": (pair,), "better": (pair, pair)}
+    text = tabulate(table, runs).markdown()
+    ours = {name: _cells(text, name)[2:13:2] for name in runs}
+    # Of liver DPC, DPC, burden RMSE, liver ASD, and of tumor alone ASD both.
+    assert [cells == "-" for cells in ours["given"][:5]] == [True, False, True, True, False]
+    assert [cells == "-" for cells in ours["first"][:5]] == [False, True, True, False, True]
+    assert "-" not in ours["pair"]
+    assert ours["pair"][2].startswith("0.081")
+    assert "liver DPC, % ↑ ours" in text
+    assert "burden RMSE ↓ ours" in text
+    compared = differences(table, runs)
+    parts = {part.split(":")[0]: part for part in compared.split("### ")[1:]}
+    assert list(parts) == ["liver DPC", "DPC", "false a patient"]
+    named = {key: [n for n in runs if f"| {n} " in part] for key, part in parts.items()}
+    assert named["liver DPC"] == ["first", "better"]
+    assert named["DPC"] == named["false a patient"] == ["given", "better"]
+
+
+def test_regression_tables_of_results_without_livers_stay_byte_for_byte(tmp_path):
+    kept = Path(__file__).resolve().parents[1] / "papers" / "results" / "sam_urim"
+    for path in kept.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    work = Job("sam_urim", Path("cohort.csv"), "toy", tmp_path)
+    made = module.write_table(work, papers("sam_urim"), "table3", (None,))
+    for path in (made, made.with_suffix(".csv")):
+        assert path.read_bytes() == (kept / path.name).read_bytes()
+
+
 def test_property_a_result_reads_back_and_lies_a_case_a_line(tmp_path):
-    cases = tuple(result(f"c{i}", both=i, predicted=9, reference=9) for i in range(3))
+    cases = tuple(result(f"c{i}", both=i, predicted=9, reference=9) for i in range(2))
+    cases = (*cases, with_livers()[0])
     whole = RunResult(
         system="sam_urim",
         row="sp",
