@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from hepar import reproduce as module
 from hepar.data.cohort import read_cohort
+from hepar.data.protocol import read_protocol
 from hepar.errors import HeparError, InputRefused, UsageError
 from hepar.evaluate.printed import PrintedTable, differences, read_printed, tabulate
 from hepar.evaluate.run_result import (
@@ -31,7 +32,7 @@ from hepar.io.nifti import write_nifti
 from hepar.networks.resnet import TRUNKS, ResNetTrunk, load_published
 from hepar.paper_run import SCALES, Job, papers, recipe_of, run_name
 from hepar.recipe import parse_recipe
-from hepar.reproduce import cohort_hash, reproduce
+from hepar.reproduce import reproduce
 from hepar.score_cohort import liver_case
 from hepar.systems.sam_urim.settings import SamUrimSettings
 from hepar.systems.sam_urim.system import SamUrim
@@ -164,13 +165,12 @@ def _cells(text: str, row: str) -> list[str]:
 
 def test_property_two_processes_share_a_folder(cohort, tmp_path):
     work = job(cohort, tmp_path)
-    cases = read_cohort(cohort)
-    sha256 = cohort_hash(cohort, cases)
+    protocol = read_protocol(cohort)
     with module._alone(tmp_path / "runs" / "sp-toy-0") as mine:
         assert mine
-        assert module.run(work, "sp", 0, None, cases, sha256) is None
+        assert module.run(work, "sp", 0, None, protocol) is None
     assert not list(tmp_path.glob("*.json"))
-    assert module.run(work, "sp", 0, None, cases, sha256) is not None
+    assert module.run(work, "sp", 0, None, protocol) is not None
 
 
 @pytest.mark.parametrize(
@@ -402,10 +402,47 @@ def test_regression_the_papers_tables():
     figures = {row.name: row.paper for row in printed.tables["table3"].rows}
     assert figures["SP"] == ("68.85", "83.31", "40.07", "-19.22", "21.53", "27.73")
     assert figures["SP + MP + SAM + URIM"][0] == "80.12"
-    for table in printed.tables.values():
-        for row in table.rows:
-            for scale in SCALES:
-                recipe_of(Job("sam_urim", Path("cohort.csv"), scale, Path()), row.recipe, 1, 3)
+
+
+def test_regression_the_tables_of_e2net():
+    printed = papers("e2net")
+    assert list(printed.tables) == ["table1", "table2", "table3", "beyond"]
+    figures = {row.name: row.paper for row in printed.tables["table1"].rows}
+    assert figures["E2Net (ours)"] == ("96.4", "96.8", "72.4", "82.9", "0.015")
+    assert figures["2.5DResUNet (2D)"] == ("-", "-", "67.0", "-", "-")
+    # Column sums of what is printed, so that no figure of the thirteen rows can slip.
+    sums = [sum(float(f[k]) for f in figures.values() if f[k] != "-") for k in range(5)]
+    assert sums == pytest.approx([1051.8, 1055.1, 876.8, 885.8, 0.152])
+    figures = {row.name: row.paper for row in printed.tables["table2"].rows}
+    assert figures["E2Net (ours)"] == ("98.9", "95.7")
+    assert figures["Foruzan et al."] == ("-", "82.0")
+    rows = {row.name: row for row in printed.tables["table3"].rows}
+    assert [(row.run, row.paper) for row in rows.values()] == [
+        ("stage1", ("95.3", "-")),
+        ("baseline+stage1", ("96.1", "71.4")),
+        ("edge+stage1", ("96.6", "72.2")),
+        ("dist+stage1", ("97.1", "72.9")),
+        ("edge-dcff+stage1", ("97.5", "73.7")),
+        ("dist-dcff+stage1", ("97.8", "74.8")),
+        ("stage1-e2net", ()),
+        ("dist-dcff+stage1-e2net", ()),
+    ]
+    assert rows["E2Net in both stages"].against == "+ dist + DCFF"
+
+
+@pytest.mark.parametrize("system", ["sam_urim", "e2net"])
+def test_regression_every_row_of_the_papers_has_its_recipes(system):
+    """First stages see whole images and know the liver; the others look for tumors."""
+    rows = [row for table in papers(system).tables.values() for row in table.rows if row.recipe]
+    livers = {row.liver for row in rows if row.liver}
+    for name in {row.recipe for row in rows} | livers:
+        for scale in SCALES:
+            recipe = recipe_of(Job(system, Path("cohort.csv"), scale, Path()), name, 1, 3)
+            classes = recipe.system.class_names
+            assert ("tumor" in classes) == (name not in livers)
+            if name in livers:
+                assert "liver" in classes
+                assert not recipe.system.needs_liver
 
 
 def test_property_a_table_shows_both_sides_and_differences():

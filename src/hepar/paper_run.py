@@ -31,7 +31,8 @@ class Job:
         scale: one of `SCALES`.
         out: folder for results, runs and tables.
         fold: test patients of a cohort without a test split; None takes its test split, or every
-            fold in turn where there is none.
+            fold in turn where there is none, or its validation patients where there are no folds.
+        holdout: `cohort.csv` of another cohort, all of which is tested instead.
         seeds: of training.
         rows: recipes to run; empty for all of the table.
         overrides: `a.b=c`, for every recipe.
@@ -45,6 +46,7 @@ class Job:
     scale: str
     out: Path
     fold: int | None = None
+    holdout: Path | None = None
     seeds: tuple[int, ...] = SEEDS
     rows: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
@@ -64,8 +66,16 @@ class Job:
 
     @property
     def results(self) -> Path:
-        """Folder of results and tables."""
-        return self.out
+        """Folder of results and tables; a hold-out cohort has one of its own."""
+        return self.out / f"holdout-{self.holdout_name}" if self.holdout else self.out
+
+    @property
+    def holdout_name(self) -> str:
+        """What the hold-out cohort is called: its folder, or its table where that has a name."""
+        if self.holdout is None:
+            return ""
+        path = self.holdout.resolve()
+        return path.parent.name if path.name == "cohort.csv" else path.stem
 
 
 def papers(system: str) -> Printed:

@@ -2,25 +2,25 @@
 
 A run is (row, scale, seed, fold). What is finished is `OUT/<run>.json` and is not done again, what
 was begun in `OUT/runs` goes on where it stopped, and several of these commands may work on one
-folder side by side: each run is done by the first that takes its lock.
+folder side by side: each run is done by the first that takes its lock. Results on a hold-out cohort
+lie in a folder of their own, `OUT/holdout-NAME`; what they were trained is shared.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import cast
 
 from torch import nn
 
 from hepar.data.cache import ArrayCache, file_hash
-from hepar.data.cohort import CohortCase, is_test, read_cohort
-from hepar.errors import UsageError
+from hepar.data.protocol import Protocol, read_protocol
 from hepar.evaluate.printed import (
     Printed,
     PrintedTable,
@@ -65,7 +65,7 @@ def reproduce(job: Job, table: str) -> Path:
     Raises:
         UsageError: `E_SUBJECT`: no such system, table or row; `E_RESULT`: a result of another
             recipe or cohort has the name of a run.
-        InputRefused: the cohort cannot be used.
+        InputRefused: a cohort cannot be used; `E_LEAKAGE`: the hold-out holds scans trained on.
     """
     printed = papers(job.system)
     if table not in printed.tables:
@@ -75,15 +75,16 @@ def reproduce(job: Job, table: str) -> Path:
     if strange := set(job.rows) - set(recipes):
         raise unknown("row", ", ".join(sorted(strange)), recipes)
     wanted = list(dict.fromkeys(r.run for r in rows if not job.rows or r.recipe in job.rows))
-    cases = read_cohort(job.cohort, need=("label",))
-    sha256 = cohort_hash(job.cohort, cases)
-    folds = _folds(job, cases)
-    # Seeds outside, so that a table that is interrupted has every row once before any row twice.
-    for seed in job.seeds:
-        for row in wanted:
-            for fold in folds:
-                run(job, row, seed, fold, cases, sha256)
-    return write_table(job, printed, table, folds)
+    protocol = read_protocol(job.cohort, job.fold, job.holdout)
+    # Seeds first, so that a table that is interrupted has every row once before any row twice.
+    runs = list(product(job.seeds, wanted, protocol.folds))
+    kept = [kept_result(job, row, seed, fold, protocol.sha256) for seed, row, fold in runs]
+    if protocol.holdout and None in kept:
+        job.progress("look for scans that are also trained on")
+        protocol.refuse_shared()
+    for seed, row, fold in runs:
+        run(job, row, seed, fold, protocol)
+    return write_table(job, printed, table, protocol.folds)
 
 
 def run(
@@ -91,8 +92,7 @@ def run(
     row: str,
     seed: int,
     fold: int | None,
-    cases: Sequence[CohortCase],
-    cohort_sha256: str,
+    protocol: Protocol,
 ) -> RunResult | None:
     """One run: trained, scored and kept; None while another process is at it.
 
@@ -100,11 +100,10 @@ def run(
         job: what and where.
         row: `recipe`, or `recipe+liver`, whose first stage is trained too where it is missing.
         seed: of training.
-        fold: of the test patients.
-        cases: of the cohort.
-        cohort_sha256: of the cohort.
+        fold: held out in training.
+        protocol: who is trained on and tested.
     """
-    if kept := kept_result(job, row, seed, fold, cohort_sha256):
+    if kept := kept_result(job, row, seed, fold, protocol.sha256):
         return kept
     own, liver = stages_of(row)
     recipe = recipe_of(job, own, seed, fold)
@@ -119,7 +118,7 @@ def run(
         job.progress(f"test {name}")
         began = time.monotonic()
         system = _network(recipe, trained)
-        test = [c for c in cases if (is_test(c) if fold is None else c.fold == fold)]
+        test = protocol.test_cases(fold)
         data = cast(CohortData, recipe.data)
         scored = tuple(scored_cases(test, system, data, job.device, job.note, first))
         result = RunResult(
@@ -129,7 +128,7 @@ def run(
             seed=seed,
             fold=fold,
             recipe_sha256=run_hash(job, row, seed, fold),
-            cohort_sha256=cohort_sha256,
+            cohort_sha256=protocol.sha256,
             weights_sha256=file_hash(trained.weights),
             code=code_sha256(),
             device=device_name(job.device),
@@ -137,7 +136,8 @@ def run(
             steps=trained.steps,
             train_seconds=round(trained.seconds, 1),
             test_seconds=round(time.monotonic() - began, 1),
-            alignment=_alignment(cases),
+            alignment=protocol.alignment,
+            tested=protocol.tested,
             liver_weights_sha256=None if first is None else first.weights_sha256,
             cases=scored,
         )
@@ -177,17 +177,6 @@ def _network(recipe: Recipe, trained: TrainResult) -> nn.Module:
     system = build(recipe.system)
     system.load_state_dict(read_tensors(trained.weights)[0])
     return system
-
-
-def cohort_hash(path: Path, cases: Sequence[CohortCase]) -> str:
-    """Of the cases' names, splits, folds and files, wherever the cohort lies."""
-    sha = hashlib.sha256()
-    for case in cases:
-        files = {**case.images, "liver": case.liver, "label": case.label}
-        found = [(name, file_hash(file)) for name, file in sorted(files.items()) if file]
-        who = (case.case_id, case.patient_id, case.fold, is_test(case), case.reference)
-        sha.update(repr((who, found)).encode())
-    return sha.hexdigest()
 
 
 def write_table(job: Job, printed: Printed, table: str, folds: Sequence[int | None]) -> Path:
@@ -244,29 +233,17 @@ def _notes(job: Job, found: Sequence[RunResult]) -> tuple[str, ...]:
             "**Phases are aligned by the tumors' centers, as in the paper: at test time this uses "
             "the truth, and the figures are better than any that could be had without it.**"
         )
-    return tuple(notes)
-
-
-def _folds(job: Job, cases: Sequence[CohortCase]) -> tuple[int | None, ...]:
-    """The test folds that make a row: the split, the fold asked for, or all of them."""
-    if job.fold is not None:
-        return (job.fold,)
-    if any(is_test(case) for case in cases):
-        return (None,)
-    folds = sorted({case.fold for case in cases if case.fold is not None})
-    if len(folds) < 2:
-        raise UsageError(
-            "E_COHORT",
-            "reproduce",
-            f"{job.cohort.name} has neither a test split nor folds.",
-            "Fill its column fold, or split with train, validation and test.",
+    if any(result.tested == "validation" for result in found):
+        notes.append(
+            "**Tested on the validation patients, on whom weights were chosen too: figures are "
+            "better than on patients who had no say in that.**"
         )
-    return tuple(folds)
-
-
-def _alignment(cases: Sequence[CohortCase]) -> str:
-    ways = {case.metadata.get("alignment") or "none" for case in cases}
-    return "tumor_center" if "tumor_center" in ways else ", ".join(sorted(ways))
+    if job.holdout is not None:
+        notes.append(
+            f"Tested on every case of another cohort, {job.holdout_name}; none of its scans is "
+            "among those that were trained or chosen on."
+        )
+    return tuple(notes)
 
 
 @contextmanager

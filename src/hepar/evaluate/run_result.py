@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -150,7 +150,9 @@ class RunResult(_Strict):
         system, row, scale, seed, fold: which; a row with a first stage is `recipe+liver`; fold
             None where the cohort has a test split.
         recipe_sha256: of the recipe or both recipes, see `paper_run.run_hash`.
-        cohort_sha256: of the table and every file it names.
+        cohort_sha256: of the table and every file it names, see `data.protocol`.
+        tested: which patients of it are tested; None in files older than other ways than `test`
+            and `folds`.
         weights_sha256: of the weights that were scored.
         liver_weights_sha256: of the first stage's; None without one.
         code: fingerprint or commit of the code, for the record.
@@ -177,6 +179,7 @@ class RunResult(_Strict):
     train_seconds: float
     test_seconds: float
     alignment: str = "none"
+    tested: Literal["test", "folds", "validation", "holdout"] | None = None
     liver_weights_sha256: str | None = None
     cases: tuple[CaseResult, ...]
 
