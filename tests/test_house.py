@@ -27,7 +27,8 @@ FLAGS = {
         *("--out", "--patients", "--seed", "--cohort", "--formats", "--check", "--quiet"),
     },
     "prepare": {
-        *("--out", "--format", "--align", "--folds", "--seed", "--exclude", "--quiet", "--json"),
+        *("--out", "--format", "--align", "--folds", "--validation", "--seed", "--exclude"),
+        *("--quiet", "--json"),
     },
     "train": {"--out", "--set", "--cache", "--device", "--quiet", "--json"},
     "evaluate": {"--out", "--lesions", "--types", "--tolerance-mm", "--quiet", "--json"},
@@ -36,6 +37,7 @@ FLAGS = {
         "--out",
         "--scale",
         "--fold",
+        "--holdout",
         "--seeds",
         "--rows",
         "--set",
@@ -136,7 +138,7 @@ def test_regression_verbs_and_flags_are_frozen(verb):
         capture_output=True,
         text=True,
         check=True,
-        env={"COLUMNS": "200", "PATH": "/usr/bin"},
+        env={"COLUMNS": "200", "PATH": "/usr/bin", "PYTHONPATH": str(ROOT / "src")},
     )
     words = {word.strip(",│[]") for word in result.stdout.split()}
     flags = {word for word in words if word.startswith("--")} - {"--help"}

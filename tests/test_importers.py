@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from hepar import prepare as preparing
 from hepar.cli import main
-from hepar.data.cohort import read_case, read_cohort
-from hepar.data.folds import assign_folds
+from hepar.data.cohort import CohortCases, read_case, read_cohort
+from hepar.data.folds import assign_folds, draw_validation
 from hepar.data.importers.folder import find_cases as find_folders
 from hepar.data.importers.ircad import find_case, role_of
 from hepar.data.importers.label_names import label_values, roles_of
@@ -33,8 +33,10 @@ from hepar.geometry import Grid, canonical
 from hepar.io.archive import Caps, unpack
 from hepar.io.nifti import read_label, read_nifti, write_nifti
 from hepar.prepare import prepare
-from hepar.recipe import load_recipe
+from hepar.recipe import CohortData, load_recipe
 from hepar.study import Phase, Volume
+from hepar.systems.sam_urim.settings import SamUrimSettings
+from hepar.systems.table import build
 from hepar.train.loop import train
 from small_cohorts import (
     GRID,
@@ -534,6 +536,68 @@ def test_property_folds_are_even_within_each_stratum(kinds, folds, seed):
             for fold in range(folds)
         ]
         assert max(counts) - min(counts) <= 1
+
+
+@given(
+    patients=st.lists(st.text("abc", min_size=1, max_size=4), min_size=2, max_size=40, unique=True),
+    data=st.data(),
+    seed=st.integers(0, 9),
+)
+def test_property_validation_patients_are_drawn_from_the_seed_alone(patients, data, seed):
+    count = data.draw(st.integers(1, len(patients) - 1))
+    drawn = draw_validation(patients, count, seed)
+    assert len(drawn) == count
+    assert drawn < {*patients}
+    assert drawn == draw_validation(reversed(patients), count, seed)
+
+
+def test_property_every_patient_is_drawn_as_often():
+    """The mean of 400 draws of 20 of 131 within five standard deviations of its expectation."""
+    patients = [f"p{n}" for n in range(131)]
+    drawn = [draw_validation(patients, 20, seed) for seed in range(400)]
+    counts = np.array([sum(p in chosen for chosen in drawn) for p in patients])
+    share = 20 / 131
+    assert abs(counts - 400 * share).max() < 5 * np.sqrt(400 * share * (1 - share))
+
+
+def test_closed_form_a_cohort_is_split_in_training_and_validation(tmp_path):
+    source = write_msd(tmp_path / "source", range(6))
+    (source / "patients.csv").write_text(
+        "case_id,patient_id,split\nliver_0,A,\nliver_1,A,\nliver_4,B,test\nliver_5,B,\n"
+    )
+    document = prepare(source, "msd", tmp_path / "cohort", validation=1, seed=1)
+    assert [document[key] for key in ("validation", "folds", "seed")] == [1, 0, 1]
+    rows = table(tmp_path / "cohort" / "cohort.csv")
+    assert {row["fold"] for row in rows} == {""}
+    splits: dict[str, set[str]] = {}
+    for row in rows:
+        splits.setdefault(row["patient_id"], set()).add(row["split"])
+    assert splits.pop("B") == {"test"}
+    assert sorted(split for kinds in splits.values() for split in kinds) == [
+        *("train", "train"),
+        "validation",
+    ]
+    CohortCases(
+        CohortData(path=tmp_path / "cohort" / "cohort.csv"),
+        build(SamUrimSettings(phases=("PV",), fusion="none")).input_spec,
+        cache_dir=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"validation": 2}, "2 validation patients of 2 leave none to train on"),
+        ({"validation": -1}, "-1 validation patients"),
+        ({"validation": 1, "folds": 3}, "1 validation patients and 3 folds"),
+    ],
+)
+def test_errors_of_a_split_leave_nothing(asked, words, tmp_path):
+    source = write_msd(tmp_path / "source", range(2))
+    with pytest.raises(UsageError, match=words) as caught:
+        prepare(source, "msd", tmp_path / "cohort", **asked)
+    assert caught.value.code == "E_USAGE"
+    assert not (tmp_path / "cohort").exists()
 
 
 # --- Masks whose header contradicts the image

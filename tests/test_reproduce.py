@@ -13,16 +13,26 @@ from safetensors.torch import save_file
 
 from hepar import reproduce as module
 from hepar.data.cohort import read_cohort
+from hepar.data.protocol import read_protocol
 from hepar.errors import HeparError, InputRefused, UsageError
 from hepar.evaluate.printed import PrintedTable, differences, read_printed, tabulate
-from hepar.evaluate.run_result import COLUMNS, CaseResult, RunResult, case_values, figure
+from hepar.evaluate.run_result import (
+    COLUMNS,
+    CaseResult,
+    LiverResult,
+    RunResult,
+    case_values,
+    figure,
+)
 from hepar.evaluate.score import score_case
+from hepar.evaluate.voxel import Overlap, burden_error, dice_global, tumor_burden
 from hepar.geometry import Grid
 from hepar.infer.tiling import predict
 from hepar.io.nifti import write_nifti
 from hepar.networks.resnet import TRUNKS, ResNetTrunk, load_published
+from hepar.paper_run import SCALES, Job, papers, recipe_of, run_name
 from hepar.recipe import parse_recipe
-from hepar.reproduce import Job, cohort_hash, papers, recipe_of, reproduce, run_name
+from hepar.reproduce import reproduce
 from hepar.score_cohort import liver_case
 from hepar.systems.sam_urim.settings import SamUrimSettings
 from hepar.systems.sam_urim.system import SamUrim
@@ -155,13 +165,12 @@ def _cells(text: str, row: str) -> list[str]:
 
 def test_property_two_processes_share_a_folder(cohort, tmp_path):
     work = job(cohort, tmp_path)
-    cases = read_cohort(cohort)
-    sha256 = cohort_hash(cohort, cases)
+    protocol = read_protocol(cohort)
     with module._alone(tmp_path / "runs" / "sp-toy-0") as mine:
         assert mine
-        assert module.run(work, "sp", 0, None, cases, sha256) is None
+        assert module.run(work, "sp", 0, None, protocol) is None
     assert not list(tmp_path.glob("*.json"))
-    assert module.run(work, "sp", 0, None, cases, sha256) is not None
+    assert module.run(work, "sp", 0, None, protocol) is not None
 
 
 @pytest.mark.parametrize(
@@ -272,8 +281,95 @@ def replace_case(case: CaseResult, **changes) -> CaseResult:
     return case.model_copy(update=changes)
 
 
+def liver(both: int, predicted: int, reference: int) -> LiverResult:
+    plain = result("x", both=both, predicted=predicted, reference=reference)
+    names = ("outcome", "dice", "assd_mm", "overlap", "predicted", "reference")
+    return LiverResult(**{name: getattr(plain, name) for name in names})
+
+
+def with_livers() -> tuple[CaseResult, ...]:
+    """Three patients, one of them twice; of the last no liver was found."""
+    return (
+        result("a", both=30, predicted=40, reference=60, liver=liver(300, 320, 400)),
+        result("b", both=5, predicted=5, reference=20, liver=liver(90, 100, 100)),
+        result("c", both=0, predicted=10, reference=0, liver=liver(500, 500, 500), patient_id="a"),
+        result("d", both=0, predicted=0, reference=10, liver=liver(0, 0, 200)),
+    )
+
+
+def test_closed_form_figures_of_livers_and_burdens():
+    cases = with_livers()
+    value = {key: figure((cases,), key) for key in ("liver_dpc", "liver_dg", "burden", "liver_asd")}
+    dice = {"a": 600 / 720, "b": 0.9, "c": 1.0, "d": 0.0}
+    assert case_values(cases, "liver_dpc") == pytest.approx(dice)
+    assert value["liver_dpc"].value == pytest.approx(sum(dice.values()) / 4)
+    assert value["liver_dg"].value == pytest.approx(2 * 890 / (920 + 1200))
+    errors = [40 / 320 - 60 / 400, 5 / 100 - 20 / 100, 10 / 500, 0 - 10 / 200]
+    assert value["burden"].value == pytest.approx(np.sqrt(np.mean(np.square(errors))))
+    # A missed liver is as far away as the image is long.
+    assert value["liver_asd"].value == pytest.approx((2 + 2 + 2 + 300) / 4)
+    assert all(v.n == 4 and v.n_undefined == 0 for v in value.values())
+
+
+def test_oracle_figures_are_those_of_the_measures_themselves():
+    """Burden and global Dice against `evaluate.voxel`, seeds averaged after the root."""
+    cases = with_livers()
+    other = (replace_case(cases[0], predicted=60), *cases[1:])
+
+    def rmse(run):
+        found = [tumor_burden(c.predicted, c.liver.predicted) for c in run]
+        true = [tumor_burden(c.reference, c.liver.reference) for c in run]
+        return burden_error(found, true).rmse
+
+    both = figure((cases, other), "burden")
+    assert both.value == pytest.approx((rmse(cases) + rmse(other)) / 2)
+    # Patients are drawn, so the interval holds the errors of single patients, a's two cases as one.
+    patients = [rmse([c for c in cases if c.patient_id == p]) for p in ("a", "b", "d")]
+    low, high = figure((cases,), "burden").interval
+    assert min(patients) <= low < rmse(cases) < high <= max(patients)
+    pooled = [Overlap(c.liver.predicted, c.liver.reference, c.liver.overlap, 1.0) for c in cases]
+    assert figure((cases,), "liver_dg").value == pytest.approx(dice_global(pooled))
+
+
+def test_property_a_table_of_livers_shows_what_each_row_looks_for():
+    rows = ({"name": n, "recipe": n} for n in ("given", "first", "pair", "better"))
+    table = PrintedTable(
+        title="t", columns=("liver_dpc", "dpc", "burden"), baseline="pair", rows=tuple(rows)
+    )
+    pair = with_livers()
+    given = tuple(replace_case(case, liver=None) for case in pair)
+    first = tuple(replace_case(case, tumor=False) for case in pair)
+    runs = {"given": (given,), "first": (first,), "pair": (pair,), "better": (pair, pair)}
+    text = tabulate(table, runs).markdown()
+    ours = {name: _cells(text, name)[2:13:2] for name in runs}
+    # Of liver DPC, DPC, burden RMSE, liver ASD, and of tumor alone ASD both.
+    assert [cells == "-" for cells in ours["given"][:5]] == [True, False, True, True, False]
+    assert [cells == "-" for cells in ours["first"][:5]] == [False, True, True, False, True]
+    assert "-" not in ours["pair"]
+    assert ours["pair"][2].startswith("0.081")
+    assert "liver DPC, % ↑ ours" in text
+    assert "burden RMSE ↓ ours" in text
+    compared = differences(table, runs)
+    parts = {part.split(":")[0]: part for part in compared.split("### ")[1:]}
+    assert list(parts) == ["liver DPC", "DPC", "false a patient"]
+    named = {key: [n for n in runs if f"| {n} " in part] for key, part in parts.items()}
+    assert named["liver DPC"] == ["first", "better"]
+    assert named["DPC"] == named["false a patient"] == ["given", "better"]
+
+
+def test_regression_tables_of_results_without_livers_stay_byte_for_byte(tmp_path):
+    kept = Path(__file__).resolve().parents[1] / "papers" / "results" / "sam_urim"
+    for path in kept.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    work = Job("sam_urim", Path("cohort.csv"), "toy", tmp_path)
+    made = module.write_table(work, papers("sam_urim"), "table3", (None,))
+    for path in (made, made.with_suffix(".csv")):
+        assert path.read_bytes() == (kept / path.name).read_bytes()
+
+
 def test_property_a_result_reads_back_and_lies_a_case_a_line(tmp_path):
-    cases = tuple(result(f"c{i}", both=i, predicted=9, reference=9) for i in range(3))
+    cases = tuple(result(f"c{i}", both=i, predicted=9, reference=9) for i in range(2))
+    cases = (*cases, with_livers()[0])
     whole = RunResult(
         system="sam_urim",
         row="sp",
@@ -306,10 +402,48 @@ def test_regression_the_papers_tables():
     figures = {row.name: row.paper for row in printed.tables["table3"].rows}
     assert figures["SP"] == ("68.85", "83.31", "40.07", "-19.22", "21.53", "27.73")
     assert figures["SP + MP + SAM + URIM"][0] == "80.12"
-    for table in printed.tables.values():
-        for row in table.rows:
-            for scale in module.SCALES:
-                recipe_of(Job("sam_urim", Path("cohort.csv"), scale, Path()), row.recipe, 1, 3)
+
+
+def test_regression_the_tables_of_e2net():
+    printed = papers("e2net")
+    assert list(printed.tables) == ["table1", "table2", "table3", "beyond"]
+    figures = {row.name: row.paper for row in printed.tables["table1"].rows}
+    assert figures["E2Net (ours)"] == ("96.4", "96.8", "72.4", "82.9", "0.015")
+    assert figures["2.5DResUNet (2D)"] == ("-", "-", "67.0", "-", "-")
+    # Column sums of what is printed, so that no figure of the thirteen rows can slip.
+    sums = [sum(float(f[k]) for f in figures.values() if f[k] != "-") for k in range(5)]
+    assert sums == pytest.approx([1051.8, 1055.1, 876.8, 885.8, 0.152])
+    figures = {row.name: row.paper for row in printed.tables["table2"].rows}
+    assert figures["E2Net (ours)"] == ("98.9", "95.7")
+    assert figures["Foruzan et al."] == ("-", "82.0")
+    rows = {row.name: row for row in printed.tables["table3"].rows}
+    assert [(row.run, row.paper) for row in rows.values()] == [
+        ("stage1", ("95.3", "-")),
+        ("baseline+stage1", ("96.1", "71.4")),
+        ("edge+stage1", ("96.6", "72.2")),
+        ("dist+stage1", ("97.1", "72.9")),
+        ("edge-dcff+stage1", ("97.5", "73.7")),
+        ("dist-dcff+stage1", ("97.8", "74.8")),
+        ("stage1-e2net", ()),
+        ("dist-dcff+stage1-e2net", ()),
+    ]
+    assert rows["E2Net in both stages"].against == "+ dist + DCFF"
+
+
+@pytest.mark.parametrize("system", ["sam_urim", "e2net"])
+def test_regression_every_row_of_the_papers_has_its_recipes(system):
+    """First stages see whole images and know the liver; the others look for tumors."""
+    rows = [row for table in papers(system).tables.values() for row in table.rows if row.recipe]
+    livers = {row.liver for row in rows if row.liver}
+    for name in {row.recipe for row in rows} | livers:
+        recipes = [recipe_of(Job(system, Path("c.csv"), s, Path()), name, 1, 3) for s in SCALES]
+        with torch.device("meta"):
+            spec = build(recipes[0].system).input_spec
+        assert all(recipe.system.class_names == spec.class_names for recipe in recipes)
+        assert ("tumor" in spec.class_names) == (name not in livers)
+        if name in livers:
+            assert "liver" in spec.class_names
+            assert not spec.needs_liver
 
 
 def test_property_a_table_shows_both_sides_and_differences():

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hepar.data.cohort import read_cohort
-from hepar.data.folds import STRATA, assign_folds, stratum
+from hepar.data.folds import STRATA, assign_folds, draw_validation, stratum
 from hepar.data.importers.case import ImportedCase, RefusedCase, Role
 from hepar.data.importers.centering import centered
 from hepar.data.importers.loading import LoadedCase, load_case
@@ -42,6 +42,7 @@ USES_TRUTH = (
     "W_ALIGNMENT_USES_TRUTH: phases were moved by the true tumors, of test cases too; scores on "
     "this cohort are those of a reader who already knows where the tumor is"
 )
+FOLDS = 5
 _MAX_LISTED = 8
 # Unpacked archives lie here inside the staged folder, and are gone before it appears.
 _WORK = ".unpacked"
@@ -88,7 +89,8 @@ def prepare(
     out: Path,
     *,
     align: Alignment = "none",
-    folds: int = 5,
+    folds: int = FOLDS,
+    validation: int = 0,
     seed: int = 0,
     exclude: Path | None = None,
     progress: Callable[[str], None] = lambda message: None,
@@ -103,7 +105,8 @@ def prepare(
             so that its liver's or tumors' center meets that of the reference; `registered`
             resamples each phase once onto the reference.
         folds: how many; 0 for none.
-        seed: of the folds.
+        validation: how many patients to hold out for choosing weights, instead of folds.
+        seed: of the folds or of the draw of those patients.
         exclude: another cohort, whose scans are refused.
         progress: told the name of each case.
 
@@ -111,10 +114,11 @@ def prepare(
         What is written to `prepare.json`.
 
     Raises:
-        UsageError: `E_USAGE` or `E_OUTPUT_PATH`.
+        UsageError: `E_USAGE`, also where no patient is left to train on, or `E_OUTPUT_PATH`.
         InputRefused: `E_NO_CASES`, no case can be used; or the source is not of this layout.
     """
-    _check(source, out, folds)
+    _check(source, out, folds, validation)
+    folds = 0 if validation else folds
     provenance = Provenance.begin(device="cpu", hashes={})
     patients = read_patients(source)
     cohort = _Cohort()
@@ -123,7 +127,7 @@ def prepare(
         table = exclude / "cohort.csv" if exclude.is_dir() else exclude
         cohort.other = index_of(read_cohort(table))
     aligner = _Aligner(align)
-    asked = {"format": layout, "align": align, "folds": folds, "seed": seed}
+    asked = {"format": layout, "align": align, "folds": folds, "validation": validation}
     with staged_folder(out) as staged:
         for found in IMPORTERS[layout](source, staged / _WORK):
             progress(found.case_id)
@@ -131,6 +135,8 @@ def prepare(
         shutil.rmtree(staged / _WORK, ignore_errors=True)
         if not cohort.rows:
             raise _no_cases(source.resolve().name, cohort.verdicts)
+        if validation:
+            _hold_out(cohort.rows, validation, seed)
         warnings = _deal(cohort.rows, folds, seed)
         warnings += [USES_TRUTH] if align == "tumor_center" else []
         if absent := sorted(set(patients) - {v["case_id"] for v in cohort.verdicts}):
@@ -141,6 +147,7 @@ def prepare(
             "schema_version": "1",
             "source": source.resolve().name,
             **asked,
+            "seed": seed,
             "excluded": None if exclude is None else exclude.resolve().name,
             "used": len(cohort.rows),
             "refused": len(cohort.verdicts) - len(cohort.rows),
@@ -154,9 +161,14 @@ def prepare(
     return document
 
 
-def _check(source: Path, out: Path, folds: int) -> None:
+def _check(source: Path, out: Path, folds: int, validation: int) -> None:
     if folds < 0 or folds == 1:
         raise UsageError("E_USAGE", "prepare", f"{folds} folds.", "Ask for 2 or more, or 0.")
+    if validation < 0 or (validation and folds not in (0, FOLDS)):
+        said = f"{validation} validation patients" + (
+            f" and {folds} folds" if validation > 0 else ""
+        )
+        raise UsageError("E_USAGE", "prepare", f"{said}.", "Ask for one or more, or for folds.")
     if not source.is_dir():
         raise refuse("E_CASE_FILES", f"{source.name} is no folder.", "prepare")
     if out.is_dir() and any(out.iterdir()):
@@ -264,14 +276,35 @@ def _used(case: ImportedCase, loaded: LoadedCase, hashes: Mapping[str, str]) -> 
     return verdict
 
 
+def _tested(rows: Sequence[Mapping[str, str]]) -> set[str]:
+    """Patients in the test split: of them no other case may be trained on."""
+    return {row["patient_id"] for row in rows if row.get("split", "").lower() == "test"}
+
+
+def _hold_out(rows: Sequence[dict[str, str]], count: int, seed: int) -> None:
+    """Write `train` or `validation` into the column `split` of each row that is not tested."""
+    tested = _tested(rows)
+    patients = {row["patient_id"] for row in rows} - tested
+    if count >= len(patients):
+        raise UsageError(
+            "E_USAGE",
+            "prepare",
+            f"{count} validation patients of {len(patients)} leave none to train on.",
+            "Ask for fewer with --validation.",
+        )
+    held_out = draw_validation(patients, count, seed)
+    for row in rows:
+        if row["patient_id"] not in tested:
+            row["split"] = "validation" if row["patient_id"] in held_out else "train"
+
+
 def _deal(rows: Sequence[dict[str, str]], folds: int, seed: int) -> list[str]:
     """Write a fold into each row that is not of the test split; what there is to warn of."""
-    tested = {row["patient_id"] for row in rows if row.get("split", "").lower() == "test"}
+    tested = _tested(rows)
     strata = {r["patient_id"]: stratum(r) for r in rows if r["patient_id"] not in tested}
     dealt = assign_folds(strata, folds, seed) if folds else {}
     for row in rows:
         if row["patient_id"] in tested:
-            # Of a patient in the test split, no other case may be trained on.
             row["split"] = "test"
         elif folds:
             row["fold"] = str(dealt[row["patient_id"]])

@@ -1,29 +1,144 @@
-"""A cohort's patients segmented within their true livers, and scored.
+"""A cohort's patients segmented and scored: within their true livers, or in two stages.
 
-Reading, registration and the liver are given by the cohort; what is left is what a paper's table
-compares.
+Reading and registration are given by the cohort; so is the liver, unless a first stage finds it.
+What is left is what a paper's table compares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
+from hepar.data.cache import ArrayCache, Arrays, file_hash
 from hepar.data.cohort import CohortCase, read_case
 from hepar.errors import UsageError
 from hepar.evaluate.run_result import CaseResult
 from hepar.evaluate.score import score_case
+from hepar.geometry import Box, Grid
 from hepar.infer.bundle import Model
-from hepar.infer.tiling import Tiling
-from hepar.preprocess import AIR_HU, liver_box
+from hepar.infer.components import largest
+from hepar.infer.tiling import Tiling, predict
+from hepar.preprocess import AIR_HU, liver_box, working_grid
 from hepar.recipe import CohortData
 from hepar.resampling import resample
 from hepar.stages.tumor import look
-from hepar.study import AlignedStudy, LiverCase, Phase, PhasedStudy, Study, Volume
+from hepar.study import (
+    LIVER,
+    TUMOR,
+    AlignedStudy,
+    LiverCase,
+    Phase,
+    PhasedStudy,
+    Study,
+    Volume,
+)
 from hepar.systems.base import InputSpec, System
+
+Mask = NDArray[np.bool_]
+_VERSION = 1  # of how a first stage's liver is made
+
+
+@dataclass(frozen=True)
+class FirstStage:
+    """What finds the livers that a second stage looks at, each of them once.
+
+    Attributes:
+        name: its recipe.
+        system: trained, with `liver` among its classes, seeing whole images.
+        settings: of the system, as JSON data.
+        weights_sha256: of its weights.
+        cache: where found livers are kept.
+        device: where it runs.
+    """
+
+    name: str
+    system: nn.Module
+    settings: Mapping[str, Any]
+    weights_sha256: str
+    cache: ArrayCache
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Raise UsageError `E_RECIPE` for a system that cannot find a liver."""
+        if not _outlines(spec := cast(System, self.system).input_spec):
+            raise _cannot_find(self.name, spec)
+
+    def __call__(self, case: CohortCase) -> Mask:
+        """The liver of a case, `(z, y, x)` on its label's voxels; empty where none is found."""
+        files = {phase: file_hash(file) for phase, file in sorted(case.images.items())}
+        parts = {
+            "made": "livers",
+            "version": _VERSION,
+            "weights": self.weights_sha256,
+            "system": dict(self.settings),
+            "files": files,
+            "reference": case.reference,
+        }
+        kept = self.cache.get(parts, lambda: self._find(case))
+        shape = tuple(int(n) for n in kept["shape"])
+        bits = np.unpackbits(kept["liver"], count=int(np.prod(shape)))
+        return bits.reshape(shape).astype(bool)
+
+    def _find(self, case: CohortCase) -> Arrays:
+        spec = cast(System, self.system).input_spec
+        volumes, label, _ = _on_label(case, spec)
+        found = find_organ(self.system, volumes, label.grid, Tiling(device=self.device))
+        return {"liver": np.packbits(found), "shape": np.array(found.shape)}
+
+
+def find_organ(
+    system: nn.Module, volumes: Mapping[Phase, Volume], grid: Grid, tiling: Tiling | None = None
+) -> Mask:
+    """The liver in whole images: what is more likely liver than not, in its largest piece.
+
+    Args:
+        system: with the class `liver`; one that tells tumors apart finds them as liver.
+        volumes: on one grid.
+        grid: of the volumes.
+        tiling: memory and device.
+
+    Returns:
+        `(z, y, x)`; empty where nothing is found.
+    """
+    names = cast(System, system).input_spec.class_names
+    classes = tuple(name for name in ("liver", "tumor") if name in names)
+    organ = _probabilities(system, volumes, grid, None, classes, tiling).sum(axis=0)
+    return largest(organ > 0.5)
+
+
+def look_in_liver(
+    system: nn.Module,
+    volumes: Mapping[Phase, Volume],
+    grid: Grid,
+    liver: Mask,
+    tiling: Tiling | None = None,
+) -> NDArray[np.uint8]:
+    """Liver and tumors as a second stage draws them in the liver that a first one found.
+
+    Args:
+        system: with the class `tumor`; where it has no `liver`, that of the first stage stays.
+        volumes: on one grid.
+        grid: of the volumes.
+        liver: `(z, y, x)` as found; in an empty one nothing is looked for.
+        tiling: memory and device.
+
+    Returns:
+        `(z, y, x)` label map: 0 background, 1 liver, 2 tumor.
+    """
+    if not liver.any():
+        return np.zeros(liver.shape, np.uint8)
+    outlines = "liver" in cast(System, system).input_spec.class_names
+    classes = ("tumor", "liver") if outlines else ("tumor",)
+    found = _probabilities(system, volumes, grid, liver, classes, tiling)
+    organ = found.sum(axis=0) >= 0.5 if outlines else liver
+    labels = organ.astype(np.uint8) * np.uint8(LIVER)
+    labels[found[0] >= 0.5] = TUMOR
+    return labels
 
 
 def scored_cases(
@@ -32,8 +147,13 @@ def scored_cases(
     data: CohortData,
     device: str,
     note: Callable[[str], None],
+    first: FirstStage | None = None,
 ) -> Iterator[CaseResult]:
-    """Every case segmented within its liver mask and scored on the reference phase's voxels.
+    """Every case segmented and scored on the reference phase's voxels.
+
+    A system without the class `tumor` is scored as a first stage: by the liver it finds. Any other
+    looks at the liver that `first` finds, or without one at the cohort's own. The liver is scored
+    where the system or `first` draws it.
 
     Args:
         cases: of a cohort.
@@ -41,42 +161,109 @@ def scored_cases(
         data: of its recipe.
         device: where it runs.
         note: told how far it is.
+        first: what finds the livers.
+
+    Raises:
+        UsageError: `E_NO_LIVER`: a case whose liver is given has none; `E_RECIPE`: the system finds
+            neither livers nor tumors.
     """
     spec = cast(System, system).input_spec
-    tiling = Tiling(device=device)
+    looks_for_tumor, outlines = "tumor" in spec.class_names, _outlines(spec)
+    if not looks_for_tumor and not outlines:
+        raise _cannot_find("the system", spec)
     for number, case in enumerate(cases):
         note(f"{case.case_id} ({number + 1} of {len(cases)})")
-        liver, label = liver_case(case, spec, data.margin_mm)
-        tumor = look(liver, Model("tumor", system), tiling=tiling).tumor >= 0.5
-        box = liver.box.slices
-        truth = label.array[box]
-        predicted = (truth > 0).astype(np.uint8)
-        predicted[tumor] = 2
-        score = score_case(
-            case.case_id, predicted, truth, label.grid.spacing_mm, patient_id=case.patient_id
+        if first is None and not outlines:
+            maps = _in_true_liver(case, system, data, device)
+        else:
+            maps = _in_whole_image(case, system, device, first)
+        predicted, truth, spacing_mm = maps
+        score = score_case(case.case_id, predicted, truth, spacing_mm, patient_id=case.patient_id)
+        yield CaseResult.of(
+            score,
+            case.metadata.get("primary") or case.metadata.get("type") or "",
+            found_liver=first is not None or outlines,
+            looked_for_tumor=looks_for_tumor,
         )
-        yield CaseResult.of(score, case.metadata.get("primary") or case.metadata.get("type") or "")
 
 
-def liver_case(case: CohortCase, spec: InputSpec, margin_mm: float) -> tuple[LiverCase, Volume]:
+_Maps = tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[float, float, float]]
+
+
+def _in_true_liver(case: CohortCase, system: nn.Module, data: CohortData, device: str) -> _Maps:
+    """Predicted and true label map of the liver's box, and its spacing."""
+    liver, label = liver_case(case, cast(System, system).input_spec, data.margin_mm)
+    tiling = Tiling(device=device)
+    tumor = look(liver, Model("tumor", system), tiling=tiling).tumor >= 0.5
+    truth = label.array[liver.box.slices]
+    predicted = (truth > 0).astype(np.uint8)
+    predicted[tumor] = TUMOR
+    return predicted, truth, label.grid.spacing_mm
+
+
+def _in_whole_image(
+    case: CohortCase, system: nn.Module, device: str, first: FirstStage | None
+) -> _Maps:
+    """Predicted and true label map of the whole image, and its spacing."""
+    volumes, label, liver = _on_label(case, cast(System, system).input_spec)
+    truth = np.where(label.array == TUMOR, TUMOR, liver).astype(np.uint8)
+    tiling = Tiling(device=device)
+    if "tumor" in cast(System, system).input_spec.class_names:
+        seen = liver if first is None else first(case)
+        predicted = look_in_liver(system, volumes, label.grid, seen, tiling)
+    else:
+        predicted = find_organ(system, volumes, label.grid, tiling).astype(np.uint8)
+    return predicted, truth, label.grid.spacing_mm
+
+
+def _outlines(spec: InputSpec) -> bool:
+    """Whether a system sees beyond a liver mask and says where the liver is."""
+    return "liver" in spec.class_names and not spec.needs_liver
+
+
+def _cannot_find(name: str, spec: InputSpec) -> UsageError:
+    needs = "needs a" if spec.needs_liver else "needs no"
+    return UsageError(
+        "E_RECIPE",
+        "reproduce",
+        f"{name} cannot find livers: its classes are {', '.join(spec.class_names)}, and it {needs} "
+        "liver mask.",
+        "Name a first stage that has the class liver and needs_liver: false.",
+    )
+
+
+def liver_case(
+    case: CohortCase, spec: InputSpec, margin_mm: float | None
+) -> tuple[LiverCase, Volume]:
     """A cohort's case as the stages know it, its liver the true one, and its label.
+
+    Args:
+        case: a labelled case.
+        spec: of the system.
+        margin_mm: around the liver; None keeps the whole field.
 
     Raises:
         UsageError: `E_NO_LIVER`, the mask is empty.
     """
-    images, label, liver = read_case(case, (*spec.phases, case.reference))
-    box = liver_box(liver, label.grid, margin_mm)
-    if box is None:
+    volumes, label, liver = _on_label(case, spec)
+    if not liver.any():
         raise UsageError(
             "E_NO_LIVER",
             "reproduce",
             f"case {case.case_id}: the liver mask is empty.",
             "Give a liver column, or labels with 1 for liver.",
         )
-    volumes = {Phase(name): _onto(volume, label) for name, volume in images.items()}
+    box = None if margin_mm is None else liver_box(liver, label.grid, margin_mm)
     phased = PhasedStudy(volumes, (), Study((), ()), dict.fromkeys(volumes, label.grid))
     aligned = AlignedStudy(volumes, Phase(case.reference), phased, ())
-    return LiverCase(aligned, liver, box, float(liver.sum()) * label.grid.voxel_ml), label
+    volume_ml = float(liver.sum()) * label.grid.voxel_ml
+    return LiverCase(aligned, liver, box or Box.full(liver.shape), volume_ml), label
+
+
+def _on_label(case: CohortCase, spec: InputSpec) -> tuple[dict[Phase, Volume], Volume, Mask]:
+    """A case's images on its label's voxels, the label, and the liver (tumor included)."""
+    images, label, liver = read_case(case, (*spec.phases, case.reference))
+    return {Phase(name): _onto(volume, label) for name, volume in images.items()}, label, liver
 
 
 def _onto(volume: Volume, label: Volume) -> Volume:
@@ -84,3 +271,31 @@ def _onto(volume: Volume, label: Volume) -> Volume:
         return Volume(volume.array, label.grid)
     moved = resample(volume.array, volume.grid, label.grid, fill=AIR_HU)
     return Volume(np.rint(moved).astype(np.int16), label.grid)
+
+
+def _probabilities(
+    system: nn.Module,
+    volumes: Mapping[Phase, Volume],
+    grid: Grid,
+    liver: Mask | None,
+    classes: Sequence[str],
+    tiling: Tiling | None,
+) -> NDArray[np.float32]:
+    """`(k, z, y, x)` on the voxels of `grid`, however finely the system works."""
+    target = working_grid(grid, cast(System, system).input_spec.spacing_mm)
+    same = target.is_close(grid)
+    hu = {}
+    for phase, volume in volumes.items():
+        moved = volume.array
+        if not same:
+            found = resample(moved, grid, target, fill=AIR_HU)
+            moved = np.rint(found).astype(np.int16)
+        hu[phase.value] = moved
+    if liver is not None and not same:
+        liver = resample(liver.astype(np.uint8), grid, target) >= 0.5
+    found = predict(
+        system, hu, target.spacing_mm, liver=liver, classes=tuple(classes), tiling=tiling
+    )
+    if same:
+        return found
+    return np.stack([resample(one, target, grid, antialias=False) for one in found])

@@ -1,8 +1,8 @@
-"""Folds of a cohort: by patient, drawn from a seed, with every kind of patient in each."""
+"""Folds of a cohort, or its validation patients: by patient, drawn from a seed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -10,7 +10,7 @@ STRATA = ("type", "primary")
 
 
 def assign_folds(strata: Mapping[str, str], folds: int, seed: int) -> dict[str, int]:
-    """A fold for each patient.
+    """A fold for each patient, with every kind of patient in each.
 
     Patients of one stratum are shuffled and dealt out one after another; the next stratum goes on
     where the one before it ended, so that folds differ by one patient at most, and so do the
@@ -30,6 +30,21 @@ def assign_folds(strata: Mapping[str, str], folds: int, seed: int) -> dict[str, 
         for number in generator.permutation(len(patients)):
             found[patients[number]] = len(found) % folds
     return found
+
+
+def draw_validation(patients: Iterable[str], count: int, seed: int) -> frozenset[str]:
+    """Patients to choose weights on, at random among all; the others are trained on.
+
+    The order in which patients are given does not matter.
+
+    Args:
+        patients: all that are not of a test split.
+        count: how many, less than there are.
+        seed: of the draw.
+    """
+    known = sorted(set(patients))
+    generator = np.random.default_rng([seed, 0x5A11D])
+    return frozenset(known[n] for n in generator.permutation(len(known))[:count])
 
 
 def stratum(metadata: Mapping[str, str]) -> str:

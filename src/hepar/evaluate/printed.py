@@ -8,7 +8,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from hepar import strict_yaml
 from hepar.errors import UsageError
-from hepar.evaluate.run_result import COLUMNS, NOTES, CaseResult, case_values, figure
+from hepar.evaluate.run_result import (
+    COLUMNS,
+    LIVER_COLUMNS,
+    LIVER_NOTES,
+    NOTES,
+    CaseResult,
+    case_values,
+    figure,
+    is_scored,
+)
 from hepar.evaluate.tables import Row, Table, versus
 
 OURS = ("asd_both", "recall", "false")
@@ -25,6 +34,8 @@ class PrintedRow(_Strict):
     Attributes:
         name: as the paper calls it.
         recipe: `recipes/<system>/<recipe>.yaml`; empty for a row quoted from the literature.
+        liver: recipe of the first stage, which finds the liver that this one looks at; empty where
+            the cohort's own liver is given.
         paper: figures exactly as printed, in the order of the table's columns; empty where the
             row is ours.
         against: the row it is compared with, instead of the table's baseline.
@@ -32,8 +43,20 @@ class PrintedRow(_Strict):
 
     name: str
     recipe: str = ""
+    liver: str = ""
     paper: tuple[str, ...] = ()
     against: str | None = None
+
+    @property
+    def run(self) -> str:
+        """What its runs are called: `recipe` or `recipe+liver`; empty for a quoted row."""
+        return f"{self.recipe}+{self.liver}" if self.liver else self.recipe
+
+
+def stages_of(run: str) -> tuple[str, str]:
+    """Recipe of a run, and of its first stage, which is empty where it has none."""
+    recipe, _, liver = run.partition("+")
+    return recipe, liver
 
 
 class PrintedTable(_Strict):
@@ -62,6 +85,8 @@ class PrintedTable(_Strict):
         for row in self.rows:
             if row.paper and len(row.paper) != len(self.columns):
                 raise ValueError(f"row {row.name} has {len(row.paper)} figures")
+            if row.liver and not row.recipe:
+                raise ValueError(f"row {row.name} has a first stage and no recipe")
             if (row.against or row.name) not in names:
                 raise ValueError(f"row {row.name} is compared with {row.against}")
         if (self.baseline or names[0]) not in names:
@@ -82,6 +107,14 @@ class Printed(_Strict):
     cohort: str
     tables: dict[str, PrintedTable]
 
+    @model_validator(mode="after")
+    def _two_stages(self) -> Printed:
+        """A first stage sees whole images, or runs could wait for each other forever."""
+        rows = [row for table in self.tables.values() for row in table.rows if row.liver]
+        if both := {row.recipe for row in rows} & {row.liver for row in rows}:
+            raise ValueError(f"{sorted(both)} find livers and have a first stage")
+        return self
+
 
 def read_printed(path: Path) -> Printed:
     """Read what a paper printed.
@@ -97,7 +130,7 @@ def read_printed(path: Path) -> Printed:
         ) from None
 
 
-# Recipe -> test cases of each seed.
+# `PrintedRow.run` -> test cases of each seed.
 Runs = dict[str, tuple[tuple[CaseResult, ...], ...]]
 
 
@@ -106,18 +139,25 @@ def tabulate(printed: PrintedTable, runs: Runs, notes: tuple[str, ...] = ()) -> 
 
     Args:
         printed: the paper's.
-        runs: recipe -> test cases of each seed; recipes without a run are absent.
+        runs: what a row's runs are called -> test cases of each seed; absent where not run.
         notes: of this reproduction.
     """
-    keys = tuple(dict.fromkeys((*printed.columns, *OURS)))
+    livers = _shows_livers(printed)
+    extra = (*(("liver_asd",) if livers else ()), *OURS)
+    keys = tuple(dict.fromkeys((*printed.columns, *extra)))
     rows = []
     for row in printed.rows:
         said = dict(zip(printed.columns, row.paper, strict=False))
-        found = runs.get(row.recipe)
+        found = runs.get(row.run)
         ours = {} if found is None else {key: figure(found, key) for key in keys}
         rows.append(Row(row.name, said, ours, quoted=not row.recipe))
     columns = tuple(COLUMNS[key] for key in keys)
-    return Table(printed.title, columns, tuple(rows), (*NOTES, *printed.notes, *notes))
+    standing = (*NOTES, *LIVER_NOTES) if livers else NOTES
+    return Table(printed.title, columns, tuple(rows), (*standing, *printed.notes, *notes))
+
+
+def _shows_livers(printed: PrintedTable) -> bool:
+    return any(key in LIVER_COLUMNS for key in printed.columns)
 
 
 def differences(printed: PrintedTable, runs: Runs) -> str:
@@ -126,15 +166,19 @@ def differences(printed: PrintedTable, runs: Runs) -> str:
     pairs: dict[str, list[PrintedRow]] = {}
     for row in printed.rows:
         other = row.against or (printed.baseline if row.name != printed.baseline else None)
-        if other is not None and row.recipe in runs:
+        if other is not None and row.run in runs:
             pairs.setdefault(other, []).append(row)
+    columns = (*(("liver_dpc",) if _shows_livers(printed) else ()), "dpc", "false")
     for other, rows in pairs.items():
-        recipe = next(row.recipe for row in printed.rows if row.name == other)
-        if recipe not in runs:
+        base = next(row.run for row in printed.rows if row.name == other)
+        if base not in runs:
             continue
-        patients = {c.case_id: c.patient_id for c in runs[recipe][0]}
-        chosen = {other: recipe} | {row.name: row.recipe for row in rows}
-        for key in ("dpc", "false"):
+        patients = {c.case_id: c.patient_id for c in runs[base][0]}
+        for key in columns:
+            every = {other: base} | {row.name: row.run for row in rows}
+            chosen = {name: run for name, run in every.items() if is_scored(runs[run], key)}
+            if other not in chosen or len(chosen) < 2:
+                continue
             values = {n: [case_values(r, key) for r in runs[which]] for n, which in chosen.items()}
             parts.append(versus(COLUMNS[key], values, other, patients).markdown())
     return "\n".join(parts)

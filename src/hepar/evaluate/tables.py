@@ -109,7 +109,7 @@ class Row:
         name: as the paper calls it.
         paper: column key -> number in the column's own unit (a fraction under `%`), or text exactly
             as printed; None or absent where the paper has none.
-        ours: column key -> figure; None or absent where it is not run.
+        ours: column key -> figure; absent where it is not run, None where it cannot have one.
         quoted: the paper quotes the row from the literature, and it has no code here.
     """
 
@@ -337,7 +337,7 @@ def _record(row: Row, column: Column) -> dict[str, Any]:
         "row": row.name,
         "column": column.key,
         "unit": column.unit,
-        "status": "quoted" if row.quoted else "not run" if measured is None else "run",
+        "status": "quoted" if row.quoted else "run" if column.key in row.ours else "not run",
         "paper": None if is_text else printed,
         "paper_text": printed if is_text else None,
     } | _flat(measured or Measured(None, None, None, 0, 0, 0, 0))
@@ -346,7 +346,7 @@ def _record(row: Row, column: Column) -> dict[str, Any]:
 def _ours(row: Row, column: Column) -> str:
     measured = row.ours.get(column.key)
     if measured is None:
-        return "quoted" if row.quoted else "not run"
+        return "quoted" if row.quoted else "-" if column.key in row.ours else "not run"
     if measured.value is None:
         return "undefined"
     std = "" if measured.std is None else f" ± {column.show(measured.std)}"

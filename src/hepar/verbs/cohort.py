@@ -98,7 +98,10 @@ def prepare(
         arg(help="How phases are brought onto the reference; tumor_center uses the truth."),
     ] = "none",
     folds: Annotated[int, arg(help="Folds, by patient; 0 for none.")] = 5,
-    seed: Annotated[int, arg(help="Seed of the folds.")] = 0,
+    validation: Annotated[
+        int, arg(help="Split into train and this many validation patients instead of folds.")
+    ] = 0,
+    seed: Annotated[int, arg(help="Seed of the folds, or of that split.")] = 0,
     exclude: Annotated[
         Path | None, arg(metavar="COHORT", help="Refuse the scans that another cohort holds.")
     ] = None,
@@ -115,6 +118,7 @@ def prepare(
             out,
             align=align,
             folds=folds,
+            validation=validation,
             seed=seed,
             exclude=exclude,
             progress=step,

@@ -124,7 +124,7 @@ def evaluate(
 
 
 def reproduce(
-    system: Annotated[Positional[str], arg(metavar="SYSTEM", help="Whose paper: sam_urim.")],
+    system: Annotated[Positional[str], arg(metavar="SYSTEM", help="Whose paper: sam_urim, e2net.")],
     table: Annotated[Positional[str], arg(metavar="TABLE", help="table1, table2, ...")],
     /,
     *,
@@ -136,6 +136,9 @@ def reproduce(
     fold: Annotated[
         int | None, arg(help="Test this fold; the test split, or every fold, by default.")
     ] = None,
+    holdout: Annotated[
+        Path | None, arg(metavar="COHORT", help="Test on every case of this cohort instead.")
+    ] = None,
     seeds: Annotated[tuple[int, ...], arg(help="Of training.")] = (0, 1, 2),
     rows: Annotated[tuple[str, ...], arg(help="Only these recipes of the table.")] = (),
     overrides: Overrides = (),
@@ -146,13 +149,17 @@ def reproduce(
     from hepar.reproduce import Job
     from hepar.reproduce import reproduce as run
 
+    def table_of(path: Path) -> Path:
+        return path / "cohort.csv" if path.is_dir() else path
+
     with progress(quiet) as step:
         job = Job(
             system=system,
-            cohort=cohort / "cohort.csv" if cohort.is_dir() else cohort,
+            cohort=table_of(cohort),
             scale=scale,
             out=out,
             fold=fold,
+            holdout=None if holdout is None else table_of(holdout),
             seeds=seeds,
             rows=rows,
             overrides=overrides,
