@@ -65,7 +65,8 @@ class FirstStage:
 
     def __post_init__(self) -> None:
         """Raise UsageError `E_RECIPE` for a system that cannot find a liver."""
-        if not _outlines(spec := cast(System, self.system).input_spec):
+        spec = cast(System, self.system).input_spec
+        if not _outlines(spec) or spec.liver_crop is not None:
             raise _cannot_find(self.name, spec)
 
     def __call__(self, case: CohortCase) -> Mask:
@@ -222,7 +223,7 @@ def _outlines(spec: InputSpec) -> bool:
 
 
 def _cannot_find(name: str, spec: InputSpec) -> UsageError:
-    needs = "needs a" if spec.needs_liver else "needs no"
+    needs = "needs a" if spec.needs_liver or spec.liver_crop is not None else "needs no"
     return UsageError(
         "E_RECIPE",
         "reproduce",
