@@ -2,13 +2,15 @@
 
     python benchmarks/reproduce_on_gpu.py sam_urim sp add sam sam_urim mw pa --seeds 0 -o OUT \\
         --scale reduced --minutes 9
+    python benchmarks/reproduce_on_gpu.py e2net stage1 baseline+stage1 dist-dcff+stage1 -o OUT
 
 Needs torch, numpy, scipy, einops, jaxtyping, safetensors, pyyaml, pydantic, connected-components-3d
 and edt; no reader of images. The cohort is the phantom cohort of the paper, painted there by every
-core (`hepar phantom --cohort SYSTEM` writes the same patients); its test patients are scored as
-`hepar reproduce` scores them. OUT gets `<row>-<scale>-<seed>.json`, `scores.json` and the paper's
-tables as far as rows are there. Runs lie in `--work` and resume; no run is begun that, by the
-longest so far, would not end within `--minutes`.
+core (`hepar phantom --cohort COHORT` writes the same patients); its test patients are scored as
+`hepar reproduce` scores them. `dist-dcff+stage1` is the row dist-dcff in the livers that the row
+stage1 finds, which is trained first. OUT gets `<row>-<scale>-<seed>.json`, `scores.json` and the
+paper's tables as far as rows are there. Runs lie in `--work` and resume; no run is begun that, by
+the longest so far, would not end within `--minutes`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -37,33 +40,57 @@ from hepar.data.tumor_source import CaseSource
 from hepar.evaluate.printed import differences, read_printed, tabulate
 from hepar.evaluate.run_result import CaseResult, RunResult
 from hepar.evaluate.score import score_case
-from hepar.geometry import Grid
+from hepar.geometry import Box, Grid
 from hepar.infer.tiling import Tiling, predict
+from hepar.paper_run import pair_hash
 from hepar.phantom.version import fingerprint
 from hepar.preprocess import liver_box
 from hepar.provenance import code_sha256
 from hepar.recipe import Recipe, load_recipe, row_hash
+from hepar.score_cohort import find_organ, look_in_liver
+from hepar.study import Phase, Volume
 from hepar.systems.table import build
 from hepar.train.checkpoint import read_tensors
 from hepar.train.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
-MARGIN_MM = 12.0
 
 
-def paint_one(work: tuple[Enrolled, Path]) -> None:
-    """A patient's liver box, ART and PV, as one file."""
-    patient, path = work
+@dataclass(frozen=True)
+class Painting:
+    """The cohort of a paper, and what is kept of a scan.
+
+    Attributes:
+        cohort: of `hepar phantom --cohort`.
+        phases: painted ones that are kept.
+        margin_mm: around the liver; None keeps the whole field.
+    """
+
+    cohort: str
+    phases: tuple[str, ...]
+    margin_mm: float | None
+
+
+PAINTINGS = {
+    "sam_urim": Painting("sam_urim", ("ART", "PV"), 12.0),
+    "e2net": Painting("lits", ("PV",), None),
+}
+
+
+def paint_one(work: tuple[Enrolled, Path, Painting]) -> None:
+    """What is kept of a patient, as one file."""
+    patient, path, painting = work
     if path.exists():
         return
     body = draw(patient)
     scan = visit(patient, body)
     grid = Grid.axial(scan.label.shape, body.spacing_mm)
-    box = liver_box(scan.liver, grid, MARGIN_MM)
-    assert box is not None
+    box = Box.full(grid.shape)
+    if painting.margin_mm is not None:
+        box = liver_box(scan.liver, grid, painting.margin_mm) or box
     inside = box.slices
     arrays = {
-        "hu": np.stack([scan.hu[phase][inside] for phase in ("ART", "PV")]),
+        "hu": np.stack([scan.hu[phase][inside] for phase in painting.phases]),
         "label": np.ascontiguousarray(scan.label[inside]),
         "liver": np.ascontiguousarray((scan.liver | (scan.label > 0))[inside]),
         "instances": np.ascontiguousarray(scan.instances[inside]),
@@ -77,8 +104,14 @@ def paint_one(work: tuple[Enrolled, Path]) -> None:
 class PaintedCases:
     """A split of the painted cohort as prepared cases (a `CaseProvider`)."""
 
-    def __init__(self, roster: list[Enrolled], folder: Path, phases: tuple[str, ...]) -> None:
-        self.folder, self.phases = folder, phases
+    def __init__(
+        self,
+        roster: list[Enrolled],
+        folder: Path,
+        painted: tuple[str, ...],
+        phases: tuple[str, ...],
+    ) -> None:
+        self.folder, self.painted, self.phases = folder, painted, phases
         self.train = [p for p in roster if p.split == "train"]
         self.held_out = [p for p in roster if p.split == "validation"]
         self.kept: dict[str, PreparedCase] = {}
@@ -109,7 +142,7 @@ class PaintedCases:
         if patient.case_id not in self.kept:
             found = load_file(self.folder / f"{patient.case_id}.safetensors")
             z, y, x = (float(v) for v in found["spacing_mm"])
-            rows = [("ART", "PV").index(phase) for phase in self.phases]
+            rows = [self.painted.index(phase) for phase in self.phases]
             self.kept[patient.case_id] = PreparedCase(
                 case_id=patient.case_id,
                 hu=found["hu"][rows],
@@ -124,28 +157,59 @@ class PaintedCases:
 
 
 def scored(
-    roster: list[Enrolled], cases: PaintedCases, system: torch.nn.Module, device: str
+    roster: list[Enrolled],
+    cases: PaintedCases,
+    system: torch.nn.Module,
+    device: str,
+    first: torch.nn.Module | None,
 ) -> Iterator[CaseResult]:
-    """The test patients, segmented within their livers."""
+    """The test patients, segmented within their livers, or in two stages."""
+    spec: Any = system.input_spec
+    tiling = Tiling(device=device, budget_bytes=8 << 30)
     for patient in roster:
         if patient.split != "test":
             continue
         case = cases.case(patient)
         hu = dict(zip(cases.phases, case.hu, strict=True))
-        tiling = Tiling(device=device, budget_bytes=8 << 30)
-        tumor = predict(
-            system, hu, case.spacing_mm, liver=case.liver, classes=("tumor",), tiling=tiling
-        )[0]
-        predicted = case.liver.astype(np.uint8)
-        predicted[(tumor >= 0.5) & case.liver] = 2
+        grid = Grid.axial(case.label.shape, case.spacing_mm)
+        volumes = {Phase(phase): Volume(array, grid) for phase, array in hu.items()}
+        alone = "tumor" not in spec.class_names
+        if first is not None or alone:
+            liver = find_organ(first or system, volumes, grid, tiling)
+            predicted = liver.astype(np.uint8)
+            if not alone:
+                predicted = look_in_liver(system, volumes, grid, liver, tiling)
+        else:
+            tumor = predict(
+                system, hu, case.spacing_mm, liver=case.liver, classes=("tumor",), tiling=tiling
+            )[0]
+            predicted = case.liver.astype(np.uint8)
+            predicted[(tumor >= 0.5) & case.liver] = 2
         score = score_case(case.case_id, predicted, case.label, case.spacing_mm)
-        yield CaseResult.of(score, patient.primary or "")
+        yield CaseResult.of(
+            score,
+            patient.primary or "",
+            found_liver=first is not None or alone,
+            looked_for_tumor=not alone,
+        )
 
 
-def run(
+@dataclass(frozen=True)
+class Trained:
+    """A row with its weights."""
+
+    recipe: Recipe
+    system: torch.nn.Module
+    weights: Path
+    steps: int
+    seconds: float
+    cases: PaintedCases
+
+
+def trained(
     options: argparse.Namespace, row: str, seed: int, roster: list[Enrolled], painted: Path
-) -> RunResult:
-    """Train and score one row with one seed."""
+) -> Trained:
+    """Train a row with a seed, or find it trained."""
     folder = ROOT / "recipes" / options.system
     recipe: Recipe = load_recipe(
         folder / f"{row}.yaml",
@@ -153,40 +217,52 @@ def run(
         base=folder / "scale" / f"{options.scale}.yaml",
     )
     system: Any = build(recipe.system)
-    cases = PaintedCases(roster, painted, system.input_spec.phases)
-    source = CaseSource(cases, recipe.data, system.input_spec, seed=seed)
-    name = f"{row}-{options.scale}-{seed}"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    trained = train(
+    kept = PAINTINGS[options.system].phases
+    cases = PaintedCases(roster, painted, kept, system.input_spec.phases)
+    done = train(
         recipe,
-        options.work / name,
-        device=device,
-        source=source,
+        options.work / f"{row}-{options.scale}-{seed}",
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        source=CaseSource(cases, recipe.data, system.input_spec, seed=seed),
         workers=max(1, (os.cpu_count() or 2) - 2),
     )
+    system.load_state_dict(read_tensors(done.weights)[0])
+    return Trained(recipe, system, done.weights, done.steps, done.seconds, cases)
+
+
+def run(
+    options: argparse.Namespace, row: str, seed: int, roster: list[Enrolled], painted: Path
+) -> RunResult:
+    """Train and score one row, or a row in the livers of another, with one seed."""
+    name, _, finder = row.partition("+")
+    first = trained(options, finder, seed, roster, painted) if finder else None
+    own = trained(options, name, seed, roster, painted)
     begun = time.monotonic()
-    system.load_state_dict(read_tensors(trained.weights)[0])
-    found = tuple(scored(roster, cases, system, device))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = tuple(
+        scored(roster, own.cases, own.system, device, None if first is None else first.system)
+    )
+    hashes = [row_hash(part.recipe) for part in (own, first) if part is not None]
     result = RunResult(
         system=options.system,
         row=row,
         scale=options.scale,
         seed=seed,
         fold=None,
-        recipe_sha256=row_hash(recipe),
+        recipe_sha256=hashes[0] if first is None else pair_hash(*hashes),
         cohort_sha256=content_key(
             {"cohort": options.system, "patients": options.patients} | {"phantom": fingerprint()}
         ),
-        weights_sha256=file_hash(trained.weights),
+        weights_sha256=file_hash(own.weights),
         code=code_sha256(),
         device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        parameters=sum(p.numel() for p in system.parameters()),
-        steps=trained.steps,
-        train_seconds=round(trained.seconds, 1),
+        parameters=sum(p.numel() for p in own.system.parameters()),
+        steps=own.steps,
+        train_seconds=round(own.seconds, 1),
         test_seconds=round(time.monotonic() - begun, 1),
         cases=found,
     )
-    result.write(options.out / f"{name}.json")
+    result.write(options.out / f"{row}-{options.scale}-{seed}.json")
     return result
 
 
@@ -206,8 +282,9 @@ def main() -> None:
     painted = options.work / f"{options.system}-{options.patients}"
     painted.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    roster = list(enroll(options.system, options.patients, 0))
-    jobs = [(p, painted / f"{p.case_id}.safetensors") for p in roster]
+    painting = PAINTINGS[options.system]
+    roster = list(enroll(painting.cohort, options.patients, 0))
+    jobs = [(p, painted / f"{p.case_id}.safetensors", painting) for p in roster]
     with ProcessPoolExecutor(os.cpu_count() or 1, get_context("spawn")) as pool:
         for done, _ in enumerate(pool.map(paint_one, jobs), start=1):
             if done % 60 == 0:
@@ -222,9 +299,11 @@ def main() -> None:
             result = run(options, row, seed, roster, painted)
             longest = max(longest, time.monotonic() - begun)
             tumors = [case for case in result.cases if case.reference]
+            livers = [case.liver.dice or 0.0 for case in result.cases if case.liver]
             line = {
                 "row": row,
                 "seed": seed,
+                "dice_of_livers": sum(livers) / len(livers) if livers else None,
                 "dice_of_tumor_cases": sum(c.dice or 0.0 for c in tumors) / max(1, len(tumors)),
                 "false_lesions_a_patient": sum(c.false for c in result.cases) / len(result.cases),
                 "train_seconds": result.train_seconds,

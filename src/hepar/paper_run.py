@@ -113,7 +113,11 @@ def run_hash(job: Job, row: str, seed: int, fold: int | None) -> str:
     own = row_hash(recipe_of(job, recipe, seed, fold))
     if not liver:
         return own
-    first = row_hash(recipe_of(job, liver, seed, fold))
+    return pair_hash(own, row_hash(recipe_of(job, liver, seed, fold)))
+
+
+def pair_hash(own: str, first: str) -> str:
+    """SHA-256 of a row in the livers of another, from the hashes of both."""
     return hashlib.sha256(f"{own} in the livers of {first}".encode()).hexdigest()
 
 
