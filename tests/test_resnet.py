@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import pytest
 import torch
 
+import loops
 from hepar.networks.resnet import TRUNKS, Bottle2neck, ResNetTrunk, load_published
 
 
@@ -112,31 +112,6 @@ def _numbers(*shape, seed=0):
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def _conv(x, weight, stride):
-    """Convolution of one sample, zero-padded to keep its size, one product at a time."""
-    outputs, inputs, kernel, _ = weight.shape
-    reach, (height, width) = kernel // 2, x.shape[1:]
-    rows, columns = range(0, height, stride), range(0, width, stride)
-    out = torch.zeros(outputs, len(rows), len(columns), dtype=torch.float64)
-    for o, (a, y), (b, z) in itertools.product(range(outputs), enumerate(rows), enumerate(columns)):
-        total = 0.0
-        for i, dy, dz in itertools.product(range(inputs), range(kernel), range(kernel)):
-            yy, zz = y + dy - reach, z + dz - reach
-            if 0 <= yy < height and 0 <= zz < width:
-                total += float(weight[o, i, dy, dz]) * float(x[i, yy, zz])
-        out[o, a, b] = total
-    return out
-
-
-def _norm(x, norm):
-    mean, var, eps = norm.running_mean, norm.running_var, norm.eps
-    rows = [
-        (plane - float(m)) / math.sqrt(float(v) + eps) * float(w) + float(b)
-        for plane, m, v, w, b in zip(x, mean, var, norm.weight, norm.bias, strict=True)
-    ]
-    return torch.stack(rows)
-
-
 def _mean_of(x, kernel, stride, padding, count_outside):
     """Average pooling of one sample; windows end with the image."""
     channels, height, width = x.shape
@@ -165,22 +140,24 @@ def test_oracle_res2net_block_is_the_hierarchy_of_its_splits(name, in_channels, 
         norm.bias.normal_()
     x = _numbers(in_channels, 5, 6)
     first = in_channels != 16
-    out = _norm(_conv(x, block.conv1.weight, 1), block.bn1).clamp(min=0)
+    out = loops.norm(loops.conv(x, block.conv1.weight), block.bn1).clamp(min=0)
     splits = out.split(1)  # 4 planes of 26 / 64: one channel each
     done = []
     for k in range(3):
         given = splits[k] if first or k == 0 else splits[k] + done[-1]
-        y = _norm(_conv(given, block.convs[k].weight, stride), block.bns[k])
+        y = loops.norm(loops.conv(given, block.convs[k].weight, stride=stride), block.bns[k])
         done.append(y.clamp(min=0))
     done.append(_mean_of(splits[3], 3, stride, 1, count_outside=True) if first else splits[3])
-    out = _norm(_conv(torch.cat(done), block.conv3.weight, 1), block.bn3)
+    out = loops.norm(loops.conv(torch.cat(done), block.conv3.weight), block.bn3)
     if not first:
         shortcut = x
     elif name == "res2net50":
         pooled = _mean_of(x, stride, stride, 0, count_outside=False)
-        shortcut = _norm(_conv(pooled, block.downsample[1].weight, 1), block.downsample[2])
+        shortcut = loops.norm(loops.conv(pooled, block.downsample[1].weight), block.downsample[2])
     else:
-        shortcut = _norm(_conv(x, block.downsample[0].weight, stride), block.downsample[1])
+        shortcut = loops.norm(
+            loops.conv(x, block.downsample[0].weight, stride=stride), block.downsample[1]
+        )
     torch.testing.assert_close(block(x[None])[0], (out + shortcut).clamp(min=0))
 
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+import loops
 from hepar.systems.base import Batch, System
 from hepar.systems.presence import PresentPairs
 from hepar.systems.sam_urim.settings import PHASES, SamUrimSettings
@@ -155,30 +156,6 @@ def test_closed_form_lite_has_about_two_million_parameters():
 # ---- oracle: Eq. 1 and 2 -----------------------------------------------------------------------
 
 
-def _loop_conv(x, weight, bias=None):
-    """Zero-padded convolution, one product at a time."""
-    x, weight = x.detach(), weight.detach()
-    bias = None if bias is None else bias.detach()
-    out_channels, in_channels, kernel, _ = weight.shape
-    _, height, width = x.shape
-    reach = kernel // 2
-    out = torch.zeros(out_channels, height, width, dtype=torch.float64)
-    for o, y, z in itertools.product(range(out_channels), range(height), range(width)):
-        total = 0.0 if bias is None else float(bias[o])
-        for i, dy, dz in itertools.product(range(in_channels), range(kernel), range(kernel)):
-            yy, zz = y + dy - reach, z + dz - reach
-            if 0 <= yy < height and 0 <= zz < width:
-                total += float(weight[o, i, dy, dz]) * float(x[i, yy, zz])
-        out[o, y, z] = total
-    return out
-
-
-def _loop_norm(x, norm):
-    mean, var = norm.running_mean.view(-1, 1, 1), norm.running_var.view(-1, 1, 1)
-    scaled = (x - mean) / (var + norm.eps).sqrt()
-    return scaled * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
-
-
 def _loop_sam(sam, of_phase: dict[int, torch.Tensor], phases: int):
     """Eq. 1 and 2 for one sample: features of its present phases, `{phase: (c, h, w)}`."""
     channels, height, width = next(iter(of_phase.values())).shape
@@ -191,8 +168,8 @@ def _loop_sam(sam, of_phase: dict[int, torch.Tensor], phases: int):
     response = {}
     for phase in of_phase:
         m = sam.mappings[phase]
-        branches = [_loop_norm(_loop_conv(d, b[0].weight), b[1]) for b in (m.local3, m.local5)]
-        branches.append(_loop_norm(_loop_conv(d, m.global7[0].weight), m.global7[1]))
+        branches = [loops.norm(loops.conv(d, b[0].weight), b[1]) for b in (m.local3, m.local5)]
+        branches.append(loops.norm(loops.conv(d, m.global7[0].weight), m.global7[1]))
         gap = [sum(d[i].flatten().tolist()) / (height * width) for i in range(2 * phases)]
         pool = torch.empty(len(m.global_pool.bias), height, width, dtype=torch.float64)
         for o in range(len(pool)):
@@ -200,7 +177,7 @@ def _loop_sam(sam, of_phase: dict[int, torch.Tensor], phases: int):
                 float(m.global_pool.weight[o, i]) * gap[i] for i in range(2 * phases)
             )
         branches.append(pool)
-        response[phase] = _loop_conv(torch.cat(branches), m.fuse.weight, m.fuse.bias)
+        response[phase] = loops.conv(torch.cat(branches), m.fuse.weight, m.fuse.bias)
     aggregated = torch.zeros(channels, height, width, dtype=torch.float64)
     for c, y, x in itertools.product(range(channels), range(height), range(width)):
         norm = sum(math.exp(float(r[c, y, x])) for r in response.values())

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import loops
 from hepar.systems.base import Batch
 from hepar.systems.presence import PresentPairs
 from hepar.systems.sam_urim.fusion import Addition, ModalityWeighting, PhaseAttentionFusion
@@ -22,7 +23,7 @@ from hepar.systems.sam_urim.spatial_aggregation import (
     stream,
 )
 from hepar.systems.sam_urim.system import Decoder, SamUrim, module_parameters
-from test_sam_urim import ALL, SOME, _disc_batch, _loop_conv, _loop_norm
+from test_sam_urim import ALL, SOME, _disc_batch
 
 ROWS = {
     "sp": {"phases": ("PV",), "fusion": "none", "urim": False},
@@ -274,7 +275,7 @@ def test_oracle_phase_attention_in_the_network(axis):
     art, pv = 0.3 * torch.randn(2, 8, 3, 4, dtype=torch.float64)
 
     def layer(x, block):
-        return _loop_norm(_loop_conv(x, block[0].weight), block[1]).clamp(min=0)
+        return loops.norm(loops.conv(x, block[0].weight), block[1]).clamp(min=0)
 
     x, y = layer(pv, head.reduce[0]), layer(art, head.reduce[1])
     a = loop_affinity(x, x)
@@ -287,7 +288,7 @@ def test_oracle_phase_attention_in_the_network(axis):
         assert sums == pytest.approx([1.0] * len(sums))
     second = torch.stack([-0.4 / (1 + math.exp(-s)) * v + v for s, v in zip(sums, y, strict=True)])
     both = torch.cat([layer(first, head.refine[0]), layer(second, head.refine[1])])
-    expected = _loop_conv(both, fuse.project.weight, fuse.project.bias)
+    expected = loops.conv(both, fuse.project.weight, fuse.project.bias)
     found = fuse(torch.stack([art, pv]), pairs)
     torch.testing.assert_close(found[0], expected)
 
@@ -316,20 +317,12 @@ def test_oracle_input_level_fusion_is_one_stream_of_all_channels():
     torch.testing.assert_close(found.final_logits, model.urim(logits, features).logits)
     # The first convolution adds what each phase's own channels give.
     weight = model.trunks[0].conv1.weight
-    parts = [_loop_conv_strided(image[0, p], weight[:4, 3 * p : 3 * p + 3]) for p in range(2)]
+    parts = [
+        loops.conv(image[0, p, :, :6, :6], weight[:4, 3 * p : 3 * p + 3], stride=2)[:, :2, :2]
+        for p in range(2)
+    ]
     whole = F.conv2d(image[:1].flatten(1, 2), weight[:4], stride=2, padding=3)
     torch.testing.assert_close(parts[0] + parts[1], whole[0, :, :2, :2])
-
-
-def _loop_conv_strided(x, weight):
-    """The first 2 x 2 outputs of a 7x7 convolution of stride 2, one product at a time."""
-    out = torch.zeros(len(weight), 2, 2, dtype=torch.float64)
-    for o, y, z in itertools.product(range(len(weight)), range(2), range(2)):
-        for i, dy, dz in itertools.product(range(len(x)), range(7), range(7)):
-            yy, zz = 2 * y + dy - 3, 2 * z + dz - 3
-            if yy >= 0 and zz >= 0:
-                out[o, y, z] += weight[o, i, dy, dz] * x[i, yy, zz]
-    return out
 
 
 @torch.no_grad()
@@ -343,8 +336,8 @@ def test_oracle_decision_level_fusion_is_two_networks_until_their_features():
         features.append(decoder.features(levels))
     block = model.decoder.fuse
     joined = torch.cat(features, 1)[0]
-    expected = _loop_norm(_loop_conv(joined, block[0].weight), block[1]).clamp(min=0)
-    logits = _loop_conv(expected, model.decoder.classifier.weight, model.decoder.classifier.bias)
+    expected = loops.norm(loops.conv(joined, block[0].weight), block[1]).clamp(min=0)
+    logits = loops.conv(expected, model.decoder.classifier.weight, model.decoder.classifier.bias)
     torch.testing.assert_close(found.init_logits[0], logits)
 
 
