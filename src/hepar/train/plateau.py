@@ -1,6 +1,6 @@
 """When a validation loss no longer falls: the learning rate does, and in the end the run stops.
 
-E2Net (Zheng et al., MICCAI 2020) trains so: "initial learning rate of 0.01, which is divided by 10
+E2Net (Tang et al., MICCAI 2020) trains so: "initial learning rate of 0.01, which is divided by 10
 once the validation loss is stable. After decreasing the learning rate twice, we stop training."
 What "stable" means is not said there; here it is `plateau_patience` validations in a row none of
 which was lower than the lowest before by more than `plateau_min_delta`.
