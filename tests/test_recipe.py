@@ -98,8 +98,8 @@ TOY_ROW = {
     "e2net": (
         "system.base_width=8",
         "system.width=4",
-        "system.slice_patch=[32, 32]",
-        "system.box_patch=[32, 32]",
+        "system.slice_patch=[64, 64]",
+        "system.box_patch=[64, 64]",
     ),
 }
 
