@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -300,6 +301,9 @@ def test_oracle_distance_is_scipys():
     for a, b in itertools.product(range(3), range(2)):
         expected = ndimage.distance_transform_edt(~points[a, b].numpy())
         torch.testing.assert_close(found[a, b], torch.from_numpy(expected).float())
+    near = torch.from_numpy(ndimage.binary_dilation(points.numpy(), np.ones((1, 1, 9, 9))))
+    part = squared_distance(points, within=near)
+    assert torch.equal(part[near], found.square()[near].round())
 
 
 def test_property_each_slice_and_class_is_normalized_by_itself():

@@ -37,17 +37,21 @@ def edge(mask: Bool[Tensor, "*n h w"]) -> Bool[Tensor, "*n h w"]:
     return mask & (near.reshape(mask.shape) > 0)
 
 
-def squared_distance(points: Bool[Tensor, "*n h w"]) -> Float[Tensor, "*n h w"]:
+def squared_distance(
+    points: Bool[Tensor, "*n h w"], within: Bool[Tensor, "*n h w"] | None = None
+) -> Float[Tensor, "*n h w"]:
     """Squared Euclidean distance in pixels to the nearest point, exact; infinite without one.
 
     Args:
         points: what distances are measured to.
+        within: pixels whose distance is wanted; that of others may come out too large.
     """
     width = points.shape[-1]
     found = _along_columns(points)
     # The nearest point is no further away than the nearest one in the pixel's own column. Where a
-    # column has none the whole width may have to be searched.
-    furthest = found.amax() if found.numel() else found.new_zeros(())
+    # column has none the whole width may have to be searched; a column of a mask seldom has none.
+    wanted = found if within is None else torch.where(within, found, 0.0)
+    furthest = wanted.amax() if wanted.numel() else wanted.new_zeros(())
     reach = width - 1 if torch.isinf(furthest) else min(width - 1, int(furthest.sqrt()))
     best = found.clone()
     for step in range(1, reach + 1):
@@ -78,7 +82,7 @@ def edge_distance(
         literal: 1 - N everywhere instead of within the mask alone.
     """
     border = edge(mask)
-    distance = squared_distance(border).sqrt()
+    distance = squared_distance(border, within=mask).sqrt()
     seen = torch.isfinite(distance) & mask
     inside = torch.where(seen, distance, 0.0)
     largest = inside.flatten(-2).amax(-1)[..., None, None]
