@@ -31,7 +31,11 @@ from hepar.systems.e2net.edge_distance import edge
 from hepar.systems.e2net.settings import E2netSettings
 from hepar.systems.e2net.system import E2net
 
-PAIRS = {"paper": ("stage1", "paper"), "shared": ("stage1", "shared"), "lite": ("lite", "lite")}
+PAIRS = {
+    "paper": ("stage1", "paper"),
+    "shared": ("stage1", "shared"),
+    "lite": ("lite_stage1", "lite"),
+}
 SPACING = (1.6, 0.7, 0.7)
 
 
@@ -54,7 +58,7 @@ def case(pair: str, device: str, slices: int, bf16: bool) -> dict[str, Any]:
     """Seconds of both stages."""
     hu, liver = scan(slices)
     first, second = PAIRS[pair]
-    one = E2net(E2netSettings(**{**E2netSettings.preset(first).model_dump(), "stage": 1})).eval()
+    one = E2net(E2netSettings.preset(first)).eval()
     two = E2net(E2netSettings.preset(second)).eval()
     tiling = Tiling(device=device, bf16=bf16, budget_bytes=(8 if device == "cuda" else 1) << 30)
     small = {"PV": hu[: min(2, slices)]}

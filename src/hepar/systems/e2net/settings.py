@@ -133,6 +133,12 @@ _SMALL: dict[str, object] = {
     "pad_px": 9,
 }
 _CONTEXT: dict[str, object] = {"slice_offsets": (-1, 0, 1), "context": "features"}
+_LITE: dict[str, object] = {
+    "backbone": "resnet10",
+    "stem_channels": 1,
+    "shared_encoder": True,
+    "separable": True,
+}
 PRESETS: dict[str, dict[str, object]] = {
     # Fig. 2 (c), separate encoders.
     "paper": {},
@@ -153,6 +159,7 @@ PRESETS: dict[str, dict[str, object]] = {
     # Future work named by the paper: neighboring slices, ...
     "context": _CONTEXT,
     # ... and a network for embedded use.
-    "lite": {"backbone": "resnet10", "stem_channels": 1, "shared_encoder": True, "separable": True},
+    "lite": _LITE,
+    "lite_stage1": {"stage": 1, **_LITE, **_R2UNET},
     "multiphase": {"phases": PHASES},
 }
