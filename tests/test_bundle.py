@@ -237,3 +237,31 @@ def test_default_bundle_is_named_when_absent() -> None:
     with pytest.raises(ModelIntegrityError) as caught:
         default_bundle_path("no-such-bundle")
     assert caught.value.code == "E_MODEL_MISSING"
+
+
+@pytest.mark.parametrize(
+    ("part", "stage", "words"),
+    [("tumor", 1, "knows background, liver and no tumor"), ("liver", 2, "another has found")],
+)
+def test_a_stage_in_the_place_of_the_other_is_refused(
+    tmp_path: Path, part: str, stage: int, words: str
+) -> None:
+    small = {"backbone": "resnet10", "base_width": 8, "width": 4, "edge_branch": False}
+    recipe = parse_recipe(
+        {
+            "name": "stage",
+            "system": {"name": "e2net", "stage": stage, "dcff": False, **small},
+            "data": {"kind": "cohort", "path": "cohort.csv"},
+            "schedule": {"steps": 1},
+        }
+    )
+    other = {1: "liver", 2: "tumor"}[stage]
+    for name in (part, other):
+        export_part(recipe, table.build(recipe.system).state_dict(), {}, tmp_path / name)
+    parts = {name: tmp_path / name for name in (part, other)}
+    bundle = write_bundle(tmp_path / "both", parts, name="both", version="1")
+    assert bundle.model(other).name == other
+    with pytest.raises(ModelIntegrityError, match=words) as caught:
+        bundle.model(part)
+    assert caught.value.code == "E_MODEL_RECIPE"
+    assert caught.value.exit_code == 13

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -32,6 +32,7 @@ from hepar.infer.weights import FETCH, check_header, damaged, load_exactly, pars
 from hepar.io.atomic import staged_folder
 from hepar.recipe import Recipe, dump_recipe, parse_recipe
 from hepar.systems import table
+from hepar.systems.base import InputSpec, System
 from hepar.systems.baselines.enhancement_classifier import EnhancementClassifier
 
 MANIFEST, RECIPE = "bundle.yaml", "recipe.yaml"
@@ -148,11 +149,12 @@ class Bundle:
         """The network of a part with its weights; built once.
 
         Raises:
-            ModelIntegrityError: also `E_SAFETENSORS`, and `E_MODEL_WEIGHTS` when names or shapes
-                differ.
+            ModelIntegrityError: also `E_SAFETENSORS`, `E_MODEL_WEIGHTS` when names or shapes
+                differ, and `E_MODEL_RECIPE` for a system that cannot do the part's work.
         """
         if part not in self._models:
             system = table.build(self.recipe(part).system)
+            _check_fit(part, cast(System, system).input_spec)
             load_exactly(system, self.tensors(part), f"{part}/{WEIGHTS}")
             digest = self.manifest.sha256[self._path(part, WEIGHTS)]
             self._models[part] = Model(part, system.eval(), self.calibration(part), digest)
@@ -287,6 +289,19 @@ def write_bundle(
         (staging / MANIFEST).write_text(text, encoding="utf-8", newline="\n")
         load_bundle(staging)
     return load_bundle(folder)
+
+
+def _check_fit(part: str, spec: InputSpec) -> None:
+    """Refuse a system that does not know what its part is to find, or needs it to begin with."""
+    problem = ""
+    if part not in spec.class_names:
+        problem = f"it knows {', '.join(spec.class_names)} and no {part}"
+    elif part == "liver" and (spec.needs_liver or spec.liver_crop is not None):
+        problem = "it looks at a liver that another has found"
+    if problem:
+        raise ModelIntegrityError(
+            "E_MODEL_RECIPE", "bundle", f"{part}/{RECIPE}: {problem}", "put each part in its place"
+        )
 
 
 def _verified(folder: Path, name: str, manifest: Manifest) -> bytes:
