@@ -93,6 +93,10 @@ def _until_broken(
                 return
             yield waiting.popleft().result()
     except BrokenProcessPool:
+        # A process that was being started when another died is not known to the pool as one to
+        # end (CPython 3.11), and closing the pool would wait for it without end.
+        for process in tuple((pool._processes or {}).values()):
+            process.kill()
         return
     finally:
         for future in waiting:
