@@ -246,7 +246,7 @@ class Differences:
         header = ["row", heading, *tests, "patients", "left out", "verdict"]
         legend = (
             "Differences on the same cases, averaged within a patient, then over patients; "
-            "[95 % bootstrap interval by patient].",
+            "[95 % bootstrap interval by patient]; other training seeds may differ by more.",
             "**detectable**: the true difference that a two-sided paired t test at 0.05 would find "
             "with 80 % power, for differences as spread as these.",
             f"**p**: paired t test and Wilcoxon signed-rank test, each {self.p_t.statement}.",
