@@ -1,0 +1,121 @@
+"""Settings of nnU-Net. Torch-free."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PhaseName = Literal["NC", "ART", "PV", "DL"]
+PHASES: tuple[PhaseName, ...] = ("NC", "ART", "PV", "DL")
+# A YAML list is a list: lax for the container alone, each member stays strict.
+Sequence = Field(strict=False)
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Sizes = Annotated[tuple[Count, Count, Count], Sequence]
+Window = Annotated[tuple[float, float], Sequence]
+
+
+class NnunetSettings(BaseModel):
+    """A plan of nnU-Net's, and its loss; the batch size belongs to the schedule.
+
+    Attributes:
+        name: the system.
+        phases: ordered subset of NC, ART, PV, DL, each a channel of the input.
+        windows_hu: for each phase (low, high), percentiles 0.5 and 99.5 of the foreground in HU, to
+            which the image is clipped.
+        means_hu, stds_hu: for each phase, of the foreground; z-scores are made with them.
+        spacing_mm: working spacing (z, y, x).
+        patch: training patch and largest window at use, in voxels of `spacing_mm`.
+        channels: of each level, finest first.
+        strides: from each level to the next, (z, y, x): one less than levels.
+        kernels: of each level, (z, y, x).
+        deep_supervision: every level of the decoder but the coarsest is trained, with weights that
+            halve from level to level and sum to 1.
+        batch_dice: the Dice loss takes the batch for one volume; False takes the mean over samples.
+        dice_smooth: added to numerator and denominator of each Dice, in voxels.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: Literal["nnunet"] = "nnunet"
+    phases: Annotated[tuple[PhaseName, ...], Sequence] = ("PV",)
+    windows_hu: Annotated[tuple[Window, ...], Sequence] = ((-17.0, 201.0),)
+    means_hu: Annotated[tuple[float, ...], Sequence] = (99.4,)
+    stds_hu: Annotated[tuple[Positive, ...], Sequence] = (39.36,)
+    spacing_mm: Annotated[tuple[Positive, Positive, Positive], Sequence] = (1.0, 0.77, 0.77)
+    patch: Sizes = (128, 128, 128)
+    channels: Annotated[tuple[Count, ...], Sequence, Field(min_length=2)] = (
+        *(32, 64, 128, 256, 320, 320),
+    )
+    strides: Annotated[tuple[Sizes, ...], Sequence] = ((2, 2, 2),) * 5
+    kernels: Annotated[tuple[Sizes, ...], Sequence] = ((3, 3, 3),) * 6
+    deep_supervision: bool = True
+    batch_dice: bool = False
+    dice_smooth: Positive = 1e-5
+
+    @property
+    def divisor(self) -> tuple[int, int, int]:
+        """Patch sizes are multiples of this, (z, y, x)."""
+        z, y, x = (math.prod(step[axis] for step in self.strides) for axis in range(3))
+        return z, y, x
+
+    @model_validator(mode="after")
+    def _phases_agree(self) -> NnunetSettings:
+        ordered = tuple(phase for phase in PHASES if phase in self.phases)
+        if not self.phases or self.phases != ordered:
+            raise ValueError(f"phases must be an ordered subset of {PHASES}, got {self.phases}")
+        for name in ("windows_hu", "means_hu", "stds_hu"):
+            if len(getattr(self, name)) != len(self.phases):
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} entries for {len(self.phases)} phases"
+                )
+        for low, high in self.windows_hu:
+            if low >= high:
+                raise ValueError(f"windows_hu: {low} is not below {high}")
+        return self
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> NnunetSettings:
+        levels = len(self.channels)
+        if len(self.strides) != levels - 1 or len(self.kernels) != levels:
+            raise ValueError(
+                f"{levels} channels need {levels - 1} strides and {levels} kernels, got "
+                f"{len(self.strides)} and {len(self.kernels)}"
+            )
+        if any(size % 2 == 0 for kernel in self.kernels for size in kernel):
+            raise ValueError(f"kernels must be odd, got {self.kernels}")
+        if any(n % d for n, d in zip(self.patch, self.divisor, strict=True)):
+            raise ValueError(f"patch {self.patch} must be multiples of {self.divisor}")
+        return self
+
+    @classmethod
+    def preset(cls, name: str) -> NnunetSettings:
+        """A named configuration: `lits_3d_fullres`, `lits_3d_lowres` or `toy`.
+
+        Raises:
+            KeyError: no such preset.
+        """
+        return cls.model_validate(PRESETS[name])
+
+
+# The liver data of the Medical Segmentation Decathlon are the training cases of LiTS. Their plans
+# were printed with nnU-Net (Isensee et al., arXiv 1904.08128, supplement), and the percentiles,
+# mean and standard deviation of the foreground with MONAI's tutorial of a dynamic U-Net, which
+# takes them from there (clip -17 to 201, 99.40, 39.36; 1 x 0.77 x 0.77 mm; patch 128 cubed).
+PRESETS: dict[str, dict[str, object]] = {
+    # The cascade comes after `lits_3d_lowres`, so that nnU-Net's Dice is of the batch here.
+    "lits_3d_fullres": {"batch_dice": True},
+    # As version 1 of nnU-Net planned it, and the spacing of DPC-Net. Version 2 comes to
+    # 2.43 x 1.86 x 1.86 mm and the same patch.
+    "lits_3d_lowres": {"spacing_mm": (2.47, 1.9, 1.9)},
+    # For tests and CPUs: what the planner makes of such a patch at that spacing, a quarter as wide.
+    "toy": {
+        "spacing_mm": (2.47, 1.9, 1.9),
+        "patch": (32, 64, 64),
+        "channels": (8, 16, 32, 64, 128),
+        "strides": ((2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2)),
+        "kernels": ((3, 3, 3),) * 5,
+    },
+}
