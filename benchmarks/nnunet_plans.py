@@ -71,7 +71,10 @@ def _small(seed: int, cases: int, least: int, most: int) -> dict[str, Any]:
 
 def fingerprints() -> dict[str, dict[str, Any]]:
     """Shapes and spacings (z, y, x) of made-up data sets, by name."""
-    one = {"shapes": [[432, 512, 512]] * 131, "spacings_mm": [[1.0, 0.767578125, 0.767578125]] * 131}
+    one = {
+        "shapes": [[432, 512, 512]] * 131,
+        "spacings_mm": [[1.0, 0.767578125, 0.767578125]] * 131,
+    }
     return {
         "LiTS as published": one,
         "LiTS-like": _lits_like(1, 131),
@@ -226,7 +229,8 @@ def main() -> None:
     if answer.returncode:
         raise SystemExit(answer.stderr)
     document = json.loads(answer.stdout)
-    lines = [f'  {json.dumps(k)}: {json.dumps(v, separators=(",", ":"))}' for k, v in document.items()]
+    rows = {key: json.dumps(value, separators=(",", ":")) for key, value in document.items()}
+    lines = [f"  {json.dumps(key)}: {row}" for key, row in rows.items()]
     options.out.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 

@@ -3,9 +3,9 @@
 Isensee et al., nnU-Net, Nature Methods 2021, Methods ("Dataset fingerprint").
 
 Differs from nnU-Net: it draws as many foreground voxels of every case with replacement, 100 million
-in all, and takes percentiles of those. Here each case's histogram of whole HU counts the same, which
-is what the draw comes to: nothing is random, and memory holds one case and 65,536 bins a phase.
-Voxels around a case whose value is 0 are not cut off: air is -1000 HU, and 0 is water.
+in all, and takes percentiles of those. Here each case's histogram of whole HU counts the same,
+which is what the draw comes to: nothing is random, and memory holds one case and 65,536 bins a
+phase. Voxels around a case whose value is 0 are not cut off: air is -1000 HU, and 0 is water.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hepar.data.cohort import CohortCase, CohortCases, is_test, read_case, read_cohort
 from hepar.errors import InputRefused
 from hepar.preprocess import AIR_HU
-from hepar.recipe import CohortData
+from hepar.recipe_data import CohortData
 from hepar.resampling import resample
 from hepar.study import PHASE_ORDER
 from hepar.systems.base import InputSpec

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from hepar.data.fingerprint import Progress, fingerprint, plannable
 from hepar.errors import InputRefused, UsageError
-from hepar.recipe import CohortData, Recipe, dump_recipe, parse_recipe
+from hepar.recipe import Recipe, dump_recipe, parse_recipe
+from hepar.recipe_data import CohortData
 from hepar.systems.baselines.nnunet.planning import (
     ANISOTROPIC,
     Configuration,
@@ -32,10 +33,11 @@ HEAD = """\
 # nnU-Net's plan for {cohort}: {cases} training cases, {phases}.
 # Configuration {name}; the median case has {median} voxels at its spacing.
 # {other}
-# Differs from nnU-Net: patches that must hold tumor instead of any foreground; shift, scaling and
-# rotation in the plane of slices only; no simulation of low resolution; slices are never resampled
-# thinner than a case has them; no ensemble of folds, no mirroring at use.
-# Batch {batch}: a step needs about {gigabytes:.0f} GB on a GPU.
+# A batch of {batch} such patches is what nnU-Net plans for a GPU of 8 GB.
+# Differs from nnU-Net: a third of the patches hold foreground, whichever (there, the last of each
+# batch); rotation in the plane of slices only, no simulation of low resolution, gamma without
+# inversion; slices are never resampled thinner than a case has them; no ensemble of folds, no
+# mirroring at use.
 """
 
 
@@ -71,7 +73,6 @@ class Planned:
             median=" x ".join(f"{n:g}" for n in self.chosen.median_shape),
             other=other,
             batch=self.chosen.batch_size,
-            gigabytes=8,
         )
         return head + dump_recipe(self.recipe)
 
@@ -120,7 +121,7 @@ def planned_recipe(
     tree = {
         "name": f"nnunet-{chosen.name}",
         "system": system_settings(chosen, found),
-        "data": {**data.model_dump(mode="json"), "lesion_fraction": 1 / 3},
+        "data": {**data.model_dump(mode="json"), "foreground_fraction": 0.333333},
         "schedule": schedule(chosen),
         "augment": augmentation(chosen, found),
     }

@@ -26,8 +26,8 @@ class NnunetSettings(BaseModel):
         windows_hu: for each phase (low, high), percentiles 0.5 and 99.5 of the foreground in HU, to
             which the image is clipped.
         means_hu, stds_hu: for each phase, of the foreground; z-scores are made with them.
-        spacing_mm: working spacing (z, y, x).
-        patch: training patch and largest window at use, in voxels of `spacing_mm`.
+        spacing_mm: working spacing (z, y, x); None works on the case's own.
+        patch: training patch and largest window at use, in voxels (z, y, x).
         channels: of each level, finest first.
         strides: from each level to the next, (z, y, x): one less than levels.
         kernels: of each level, (z, y, x).
@@ -44,7 +44,7 @@ class NnunetSettings(BaseModel):
     windows_hu: Annotated[tuple[Window, ...], Sequence] = ((-17.0, 201.0),)
     means_hu: Annotated[tuple[float, ...], Sequence] = (99.4,)
     stds_hu: Annotated[tuple[Positive, ...], Sequence] = (39.36,)
-    spacing_mm: Annotated[tuple[Positive, Positive, Positive], Sequence] = (1.0, 0.77, 0.77)
+    spacing_mm: Annotated[tuple[Positive, Positive, Positive], Sequence] | None = (1.0, 0.77, 0.77)
     patch: Sizes = (128, 128, 128)
     channels: Annotated[tuple[Count, ...], Sequence, Field(min_length=2)] = (
         *(32, 64, 128, 256, 320, 320),
@@ -92,7 +92,7 @@ class NnunetSettings(BaseModel):
 
     @classmethod
     def preset(cls, name: str) -> NnunetSettings:
-        """A named configuration: `lits_3d_fullres`, `lits_3d_lowres` or `toy`.
+        """A named configuration of `PRESETS`.
 
         Raises:
             KeyError: no such preset.
@@ -101,20 +101,30 @@ class NnunetSettings(BaseModel):
 
 
 # The liver data of the Medical Segmentation Decathlon are the training cases of LiTS. Their plans
-# were printed with nnU-Net (Isensee et al., arXiv 1904.08128, supplement), and the percentiles,
-# mean and standard deviation of the foreground with MONAI's tutorial of a dynamic U-Net, which
-# takes them from there (clip -17 to 201, 99.40, 39.36; 1 x 0.77 x 0.77 mm; patch 128 cubed).
+# were printed with nnU-Net (Isensee et al., arXiv 1904.08128, supplement); spacing, patch and the
+# percentiles, mean and standard deviation of the foreground stand in MONAI's tutorial of a dynamic
+# U-Net, which takes them from there (1 x 0.77 x 0.77 mm, 128 cubed, -17 to 201, 99.40, 39.36).
+_LOWRES: dict[str, object] = {"spacing_mm": (2.47, 1.9, 1.9)}
 PRESETS: dict[str, dict[str, object]] = {
-    # The cascade comes after `lits_3d_lowres`, so that nnU-Net's Dice is of the batch here.
+    # A cascade ends here, so that nnU-Net's Dice is of the batch.
     "lits_3d_fullres": {"batch_dice": True},
-    # As version 1 of nnU-Net planned it, and the spacing of DPC-Net. Version 2 comes to
-    # 2.43 x 1.86 x 1.86 mm and the same patch.
-    "lits_3d_lowres": {"spacing_mm": (2.47, 1.9, 1.9)},
-    # For tests and CPUs: what the planner makes of such a patch at that spacing, a quarter as wide.
+    # As version 1 of nnU-Net planned it. Version 2 comes to 2.43 x 1.86 x 1.86 mm, and otherwise
+    # to the same (`planning.py`, 131 cases of 432 x 512 x 512 voxels).
+    "lits_3d_lowres": _LOWRES,
+    # DPC-Net's Table 5 compares with it, and has its spacing and patch.
+    "paper": _LOWRES,
+    # What the planner makes of such a patch at that spacing, half as wide, on cases as they come.
+    "reduced": {
+        "spacing_mm": None,
+        "patch": (32, 128, 128),
+        "channels": (16, 32, 64, 128, 160, 160),
+        "strides": ((2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2)),
+    },
+    # The same of a smaller patch, a quarter as wide: for tests and CPUs.
     "toy": {
-        "spacing_mm": (2.47, 1.9, 1.9),
+        "spacing_mm": None,
         "patch": (32, 64, 64),
-        "channels": (8, 16, 32, 64, 128),
+        "channels": (8, 16, 32, 64, 80),
         "strides": ((2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2)),
         "kernels": ((3, 3, 3),) * 5,
     },

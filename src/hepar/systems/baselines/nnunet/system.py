@@ -113,9 +113,7 @@ class Nnunet(nn.Module):
             labels.append(batch.label[:, z, y, x])
         return labels
 
-    def forward(
-        self, image: Float[Tensor, "b p 1 z y x"], present: Bool[Tensor, "b p"]
-    ) -> Pyramid:
+    def forward(self, image: Float[Tensor, "b p 1 z y x"], present: Bool[Tensor, "b p"]) -> Pyramid:
         """Logits of each supervised level, finest first.
 
         Raises:
