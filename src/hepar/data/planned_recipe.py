@@ -33,11 +33,12 @@ HEAD = """\
 # nnU-Net's plan for {cohort}: {cases} training cases, {phases}.
 # Configuration {name}; the median case has {median} voxels at its spacing.
 # {other}
-# A batch of {batch} such patches is what nnU-Net plans for a GPU of 8 GB.
-# Differs from nnU-Net: a third of the patches hold foreground, whichever (there, the last of each
-# batch); rotation in the plane of slices only, no simulation of low resolution, gamma without
-# inversion; slices are never resampled thinner than a case has them; no ensemble of folds, no
-# mirroring at use.
+# A batch of {batch} such patches is what nnU-Net plans for a GPU of 8 GB; 250,000 steps are its 1000
+# epochs of 250, and as there the last weights are kept.
+# Differs from nnU-Net: a third of the patches hold foreground, whichever (there, the last third of
+# each batch); rotation in the plane of slices only, no simulation of low resolution, gamma without
+# inversion; bfloat16 in place of float16; slices are never resampled thinner than a case has them;
+# no ensemble of folds, no mirroring at use.
 """
 
 

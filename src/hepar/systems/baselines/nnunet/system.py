@@ -79,8 +79,7 @@ class Nnunet(nn.Module):
             ("std", settings.stds_hu),
         ):
             # Known from the settings: not among the weights.
-            column = torch.tensor(values).view(-1, 1, 1, 1)
-            self.register_buffer(name, column, persistent=False)
+            self.register_buffer(name, torch.tensor(values), persistent=False)
         self.trunk = PyramidUNet3d(
             len(settings.phases),
             settings.channels,
@@ -90,18 +89,21 @@ class Nnunet(nn.Module):
             kernels=settings.kernels,
         )
         self.weights = level_weights(len(self.trunk.widths) if settings.deep_supervision else 1)
-        self.heads = nn.ModuleList(
-            nn.Conv3d(width, len(CLASSES), 1) for width in self.trunk.widths[: len(self.weights)]
-        )
-        for head in self.heads:
+        widths = self.trunk.widths[: len(self.weights)]
+        heads = [nn.Conv3d(width, len(CLASSES), 1) for width in widths]
+        for head in heads:
             nn.init.kaiming_normal_(head.weight, a=0.01)
-            nn.init.zeros_(head.bias)
+            nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+        self.heads = nn.ModuleList(heads)
 
     def z_scores(self, image: Float[Tensor, "b p 1 z y x"]) -> Float[Tensor, "b p z y x"]:
         """From windows in [0, 1] to z-scores of HU clipped to each phase's window."""
-        low, high = self.window_hu
-        hu = image.squeeze(2) * (high - low) + low
-        return (hu.clamp(self.low, self.high) - self.mean) / self.std
+        widest_low, widest_high = self.window_hu
+        hu = image.squeeze(2) * (widest_high - widest_low) + widest_low
+        low, high, mean, std = (
+            values.view(-1, 1, 1, 1) for values in (self.low, self.high, self.mean, self.std)
+        )
+        return (hu.clamp(low, high) - mean) / std
 
     def targets(self, batch: Batch) -> list[Int[Tensor, "b _ _ _"]]:
         """The label at each supervised level; of 2 voxels along an axis the second is taken."""
