@@ -14,6 +14,7 @@ from torch.nn import functional
 
 import complete_study as complete
 from hepar.errors import InputRefused, UsageError
+from hepar.infer.network import Tiling
 from hepar.infer.tiling import predict
 from hepar.recipe import Schedule, parse_recipe
 from hepar.systems.base import Batch, System
@@ -243,6 +244,19 @@ def test_property_predicts_a_volume_of_any_size():
     found = predict(tiny().eval(), {"PV": hu}, (3.0, 2.0, 2.0))
     assert found.shape == (3, 7, 37, 21)
     np.testing.assert_allclose(found.astype(np.float64).sum(0), 1.0, atol=2e-3)
+
+
+def test_property_thin_windows_are_padded_by_no_more_than_their_axis_needs():
+    """Slices of a plan like this are not followed by twice as many of nothing."""
+    model = tiny().eval()
+    assert (model.input_spec.stride, model.input_spec.axis_strides) == (8, (4, 8, 8))
+    seen = []
+    model.trunk.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape[2:])))
+    hu = np.random.default_rng(0).integers(-100, 200, (12, 16, 16)).astype(np.int16)
+    predict(model, {"PV": hu}, (3.0, 2.0, 2.0), tiling=Tiling(overlap=0.5))
+    windows = [size for size in seen if size != (16, 16, 16)]
+    assert windows == [(8, 16, 16)] * 2
+    assert seen.count((16, 16, 16)) == 1  # what memory is measured with
 
 
 def test_property_every_parameter_gets_gradient():
