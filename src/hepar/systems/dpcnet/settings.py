@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 PhaseName = Literal["NC", "ART", "PV", "DL"]
 PHASES: tuple[PhaseName, ...] = ("NC", "ART", "PV", "DL")
 CLASSES = ("background", "liver", "tumor")
-Squeeze = Literal["off", "avg", "max", "both"]
+Squeeze = Literal["none", "avg", "max", "both"]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0)]
 # A YAML list is a list: lax for the container alone, each member stays strict.
@@ -32,7 +32,7 @@ class DpcnetSettings(BaseModel):
             most ten times as many as the finest.
         stages: levels, the bottleneck among them.
         deep_supervision: a head on every level; always on with either module.
-        spacor, semcor: which squeeze of the other dimension their attention sees; `off` leaves the
+        spacor, semcor: which squeeze of the other dimension their attention sees; `none` leaves the
             module out.
         order: which module sees the raw features.
         correlation: what the modules are made of; the text leaves it open, and both have the
@@ -94,7 +94,7 @@ class DpcnetSettings(BaseModel):
             raise ValueError(f"levels {self.levels}: the decoder has {self.stages - 1}")
         if self.attention != "none" and (self.refines or len(self.phases) > 1):
             raise ValueError("attention stands instead of spacor and semcor, on one phase")
-        if self.order == "sem_first" and "off" in (self.spacor, self.semcor):
+        if self.order == "sem_first" and "none" in (self.spacor, self.semcor):
             raise ValueError("an order needs both modules")
         if self.correlation == "literal" and self.order == "sem_first":
             raise ValueError("literal SemCor changes the channels that SpaCor would see")
@@ -103,7 +103,7 @@ class DpcnetSettings(BaseModel):
     @property
     def refines(self) -> bool:
         """Whether either module is there."""
-        return (self.spacor, self.semcor) != ("off", "off")
+        return (self.spacor, self.semcor) != ("none", "none")
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -132,7 +132,7 @@ class DpcnetSettings(BaseModel):
 
 
 _UNET3D: dict[str, object] = {"backbone": "unet3d"}
-_BARE: dict[str, object] = {"spacor": "off", "semcor": "off"}
+_BARE: dict[str, object] = {"spacor": "none", "semcor": "none"}
 _BASELINE: dict[str, object] = {**_UNET3D, **_BARE, "deep_supervision": False}
 PRESETS: dict[str, dict[str, object]] = {
     # Table 2, last row: PFE with both modules.
@@ -140,8 +140,8 @@ PRESETS: dict[str, dict[str, object]] = {
     "pfe": _BARE,
     # Tables 1 to 4, "Baseline".
     "baseline": _BASELINE,
-    "spacor": {**_UNET3D, "semcor": "off"},
-    "semcor": {**_UNET3D, "spacor": "off"},
+    "spacor": {**_UNET3D, "semcor": "none"},
+    "semcor": {**_UNET3D, "spacor": "none"},
     "spa_sem": _UNET3D,
     "ag": {**_BASELINE, "attention": "ag"},
     "daf": {**_BASELINE, "attention": "daf"},

@@ -101,12 +101,12 @@ class Dpcnet(nn.Module):
         self.spa, self.spa_heads = nn.ModuleList(), nn.ModuleList()
         self.sem, self.sem_heads = nn.ModuleList(), nn.ModuleList()
         literal = settings.correlation == "literal"
-        if settings.spacor != "off":
+        if settings.spacor != "none":
             spatial = LiteralSpatialCorrelation if literal else SpatialCorrelation
             for finer, c in pairwise(widths):
                 self.spa.append(spatial(c, finer, settings.spacor))
                 self.spa_heads.append(nn.Conv3d(c, k, 1))
-        if settings.semcor != "off":
+        if settings.semcor != "none":
             semantic = LiteralSemanticCorrelation if literal else SemanticCorrelation
             for c, coarser in pairwise(widths):
                 module = semantic(c, coarser, settings.semcor)
