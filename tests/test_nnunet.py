@@ -33,9 +33,9 @@ TINY = {
 }
 TWO = {
     "phases": ("ART", "PV"),
-    "windows_hu": ((-50.0, 250.0), (0.0, 200.0)),
-    "means_hu": (80.0, 100.0),
-    "stds_hu": (40.0, 25.0),
+    "window_hu": ((-50.0, 250.0), (0.0, 200.0)),
+    "mean_hu": (80.0, 100.0),
+    "std_hu": (40.0, 25.0),
 }
 
 
@@ -130,6 +130,11 @@ def test_closed_form_z_scores_are_those_of_each_phase():
     torch.testing.assert_close(found[0], (hu - 80) / 40)
     torch.testing.assert_close(found[1], torch.tensor([-4.0, -4.0, 0.0, 4.0, 4.0]))
     assert not set(model.state_dict()) & {"low", "high", "mean", "std"}
+    alike = NnunetSettings(**TINY, phases=("ART", "PV"))
+    assert alike.windows_hu == ((-17.0, 201.0),) * 2
+    assert (alike.means_hu, alike.stds_hu) == ((99.4,) * 2, (39.36,) * 2)
+    again = NnunetSettings.model_validate_json(model.settings.model_dump_json())
+    assert again == model.settings
 
 
 def test_closed_form_weights_of_levels():
@@ -301,9 +306,12 @@ def test_regression_overfits_one_batch():
         {"channels": (4, 6, 8)},
         {"kernels": ((2, 3, 3), *TINY["kernels"][1:])},
         {"phases": ("PV", "ART")},
-        {"phases": ("ART", "PV")},
-        {"windows_hu": ((200.0, 0.0),)},
-        {"stds_hu": (0.0,)},
+        {"dice_background": True},
+        {"window_hu": (200.0, 0.0)},
+        {"window_hu": ()},
+        {"window_hu": ((0.0, 200.0), (0.0, 200.0))},
+        {"std_hu": 0.0},
+        {"mean_hu": (0.0, 1.0)},
     ],
 )
 def test_property_wrong_settings_are_refused(wrong):

@@ -33,8 +33,8 @@ HEAD = """\
 # nnU-Net's plan for {cohort}: {cases} training cases, {phases}.
 # Configuration {name}; the median case has {median} voxels at its spacing.
 # {other}
-# A batch of {batch} such patches is what nnU-Net plans for a GPU of 8 GB; 250,000 steps are its 1000
-# epochs of 250, and as there the last weights are kept.
+# A batch of {batch} such patches is what nnU-Net plans for a GPU of 8 GB; 250,000 steps are its
+# 1000 epochs of 250, and as there the last weights are kept.
 # Differs from nnU-Net: a third of the patches hold foreground, whichever (there, the last third of
 # each batch); rotation in the plane of slices only, no simulation of low resolution, gamma without
 # inversion; bfloat16 in place of float16; slices are never resampled thinner than a case has them;
@@ -134,9 +134,9 @@ def system_settings(chosen: Configuration, found: Fingerprint) -> dict[str, Any]
     return {
         "name": "nnunet",
         "phases": list(found.phases),
-        "windows_hu": [[i.low, i.high] for i in found.intensities],
-        "means_hu": [round(i.mean, 2) for i in found.intensities],
-        "stds_hu": [round(i.std, 2) for i in found.intensities],
+        "window_hu": [[i.low, i.high] for i in found.intensities],
+        "mean_hu": [round(i.mean, 2) for i in found.intensities],
+        "std_hu": [round(i.std, 2) for i in found.intensities],
         "spacing_mm": [round(mm, 4) for mm in chosen.spacing_mm],
         "patch": chosen.patch,
         "channels": chosen.channels,

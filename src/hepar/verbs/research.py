@@ -175,17 +175,18 @@ def info(
     /,
     *,
     preset: Annotated[
-        str | None, arg(help="Preset of the system; with --plan, 3d_fullres or 3d_lowres.")
+        str | None, arg(help="Preset of the system, or 3d_fullres or 3d_lowres of a plan.")
     ] = None,
     plan: Annotated[
         Path | None,
         arg(metavar="COHORT", help="nnunet: plan it for this cohort, and write the recipe."),
     ] = None,
     fold: Annotated[
-        int | None, arg(help="With --plan: held out; by default, the validation split or fold 0.")
+        int | None,
+        arg(help="Of a plan: held out; by default, the validation split or the first fold."),
     ] = None,
     out: Annotated[
-        Path | None, arg(aliases=["-o"], help="With --plan: folder for the recipe.")
+        Path | None, arg(aliases=["-o"], help="Of a plan: folder for the recipe.")
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -202,7 +203,12 @@ def info(
         _plan(_table_of(plan), preset or "3d_fullres", fold, out, quiet, as_json)
         return
     if fold is not None or out is not None:
-        raise UsageError("E_USAGE", "cli", "--fold and --out belong to --plan.", "Leave them out.")
+        raise UsageError(
+            "E_USAGE",
+            "cli",
+            "--fold and --out belong to a plan.",
+            "Give --plan too, or leave them out.",
+        )
     from hepar.infer.describe import describe
 
     document = describe(subject, preset)

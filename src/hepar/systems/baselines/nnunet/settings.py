@@ -23,9 +23,9 @@ class NnunetSettings(BaseModel):
     Attributes:
         name: the system.
         phases: ordered subset of NC, ART, PV, DL, each a channel of the input.
-        windows_hu: for each phase (low, high), percentiles 0.5 and 99.5 of the foreground in HU, to
-            which the image is clipped.
-        means_hu, stds_hu: for each phase, of the foreground; z-scores are made with them.
+        window_hu: (low, high), percentiles 0.5 and 99.5 of the foreground in HU, to which images
+            are clipped; one for all phases, or one for each.
+        mean_hu, std_hu: of the foreground, for the z-scores; likewise.
         spacing_mm: working spacing (z, y, x); None works on the case's own.
         patch: training patch and largest window at use, in voxels (z, y, x).
         channels: of each level, finest first.
@@ -34,6 +34,8 @@ class NnunetSettings(BaseModel):
         deep_supervision: every level of the decoder but the coarsest is trained, with weights that
             halve from level to level and sum to 1.
         batch_dice: the Dice loss takes the batch for one volume; False takes the mean over samples.
+        dice, dice_background: a Dice of each class but the background, averaged; there is no other
+            here, but a table says it of all its rows.
         dice_smooth: added to numerator and denominator of each Dice, in voxels.
     """
 
@@ -41,9 +43,9 @@ class NnunetSettings(BaseModel):
 
     name: Literal["nnunet"] = "nnunet"
     phases: Annotated[tuple[PhaseName, ...], Sequence] = ("PV",)
-    windows_hu: Annotated[tuple[Window, ...], Sequence] = ((-17.0, 201.0),)
-    means_hu: Annotated[tuple[float, ...], Sequence] = (99.4,)
-    stds_hu: Annotated[tuple[Positive, ...], Sequence] = (39.36,)
+    window_hu: Window | Annotated[tuple[Window, ...], Sequence] = (-17.0, 201.0)
+    mean_hu: float | Annotated[tuple[float, ...], Sequence] = 99.4
+    std_hu: Positive | Annotated[tuple[Positive, ...], Sequence] = 39.36
     spacing_mm: Annotated[tuple[Positive, Positive, Positive], Sequence] | None = (1.0, 0.77, 0.77)
     patch: Sizes = (128, 128, 128)
     channels: Annotated[tuple[Count, ...], Sequence, Field(min_length=2)] = (
@@ -53,7 +55,29 @@ class NnunetSettings(BaseModel):
     kernels: Annotated[tuple[Sizes, ...], Sequence] = ((3, 3, 3),) * 6
     deep_supervision: bool = True
     batch_dice: bool = False
+    dice: Literal["per_class"] = "per_class"
+    dice_background: Literal[False] = False
     dice_smooth: Positive = 1e-5
+
+    @property
+    def windows_hu(self) -> tuple[tuple[float, float], ...]:
+        """(low, high) of each phase."""
+        first = self.window_hu[0]
+        if isinstance(first, tuple):
+            return self.window_hu  # type: ignore[return-value]
+        return (self.window_hu,) * len(self.phases)  # type: ignore[return-value]
+
+    @property
+    def means_hu(self) -> tuple[float, ...]:
+        """Mean of each phase."""
+        given = self.mean_hu
+        return given if isinstance(given, tuple) else (given,) * len(self.phases)
+
+    @property
+    def stds_hu(self) -> tuple[float, ...]:
+        """Standard deviation of each phase."""
+        given = self.std_hu
+        return given if isinstance(given, tuple) else (given,) * len(self.phases)
 
     @property
     def divisor(self) -> tuple[int, int, int]:
@@ -66,14 +90,18 @@ class NnunetSettings(BaseModel):
         ordered = tuple(phase for phase in PHASES if phase in self.phases)
         if not self.phases or self.phases != ordered:
             raise ValueError(f"phases must be an ordered subset of {PHASES}, got {self.phases}")
-        for name in ("windows_hu", "means_hu", "stds_hu"):
-            if len(getattr(self, name)) != len(self.phases):
-                raise ValueError(
-                    f"{name} has {len(getattr(self, name))} entries for {len(self.phases)} phases"
-                )
+        if not self.window_hu:
+            raise ValueError("window_hu is empty")
+        for name, found in (
+            ("window_hu", self.windows_hu),
+            ("mean_hu", self.means_hu),
+            ("std_hu", self.stds_hu),
+        ):
+            if len(found) != len(self.phases):
+                raise ValueError(f"{name} has {len(found)} entries for {len(self.phases)} phases")
         for low, high in self.windows_hu:
             if low >= high:
-                raise ValueError(f"windows_hu: {low} is not below {high}")
+                raise ValueError(f"window_hu: {low} is not below {high}")
         return self
 
     @model_validator(mode="after")
