@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/nnunet_plans.py -o tests/nnunet_plans.json
 
-Runs nnunetv2's `ExperimentPlanner` in `benchmarks/.venv-peers` (`make peers`, and nnunetv2 2.8.1
-there) on each fingerprint, as a data set on disk whose images are never opened, and counts the
+Runs nnunetv2's `ExperimentPlanner` in `benchmarks/.venv-peers` (`make peers`)
+on each fingerprint, as a data set on disk whose images are never opened, and counts the
 parameters of its `PlainConvUNet`. The result is what `tests/test_nnunet_planning.py` holds hepar's
 planner to. One file, because another process runs its second half.
 """
