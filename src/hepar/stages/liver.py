@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from hepar.infer.windows import slabs
 from hepar.preprocess import liver_box
 from hepar.resampling import resample
 from hepar.study import AlignedStudy, LiverCase, Volume
+from hepar.systems.base import System
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,8 @@ def find_liver(aligned: AlignedStudy, model: Model, *, tiling: Tiling | None = N
 
     Args:
         aligned: registered phases; the liver is sought in the reference, `W_OOD` looks at all.
-        model: a system with `liver` among its classes.
+        model: a system with `liver` among its classes; its `tumor`, where it knows one, is liver
+            too.
         tiling: memory, device, speed.
 
     Returns:
@@ -54,10 +57,13 @@ def find_liver(aligned: AlignedStudy, model: Model, *, tiling: Tiling | None = N
     tiling = replace(tiling or Tiling(), warn=told.append)
     calibration = LiverCalibration.model_validate(dict(model.calibration))
     reference = aligned.volumes[aligned.reference]
+    # A network that tells tumors apart finds them as part of the organ.
+    known = cast(System, model.system).input_spec.class_names
+    classes = tuple(name for name in ("liver", "tumor") if name in known)
     coarse_grid, coarse, likely = coarse_view(
-        reference, model, ("liver",), phase=aligned.reference.value, tiling=tiling
+        reference, model, classes, phase=aligned.reference.value, tiling=tiling
     )
-    probability = likely[0]
+    probability = likely.sum(axis=0)
     core = largest(probability >= calibration.threshold)
     _refuse_if_none(core, probability, coarse_grid, calibration)
     # Two voxels around the component keep its border's slope and drop every other component.
