@@ -2,6 +2,7 @@
 
     python benchmarks/reproduce_on_gpu.py sam_urim sp add sam sam_urim mw pa --seeds 0 -o OUT \\
         --scale reduced --minutes 9
+    python benchmarks/reproduce_on_gpu.py dpcnet baseline spa-sem pfe dpcnet --seeds 0 -o OUT
     python benchmarks/reproduce_on_gpu.py e2net stage1 baseline+stage1 dist-dcff+stage1 -o OUT
 
 Needs torch, numpy, scipy, einops, jaxtyping, safetensors, pyyaml, pydantic, connected-components-3d
@@ -37,6 +38,7 @@ from hepar.data.cache import content_key, file_hash
 from hepar.data.patches import PreparedCase, foreground_voxels, lesion_voxels, slice_contents
 from hepar.data.phantom_cohort import Enrolled, draw, enroll, visit
 from hepar.data.tumor_source import CaseSource
+from hepar.evaluate.lits_lesions import server_lesions
 from hepar.evaluate.printed import differences, read_printed, tabulate
 from hepar.evaluate.run_result import CaseResult, RunResult
 from hepar.evaluate.score import score_case
@@ -47,7 +49,7 @@ from hepar.phantom.version import fingerprint
 from hepar.preprocess import liver_box
 from hepar.provenance import code_sha256
 from hepar.recipe import Recipe, load_recipe, row_hash
-from hepar.score_cohort import find_organ, look_in_liver
+from hepar.score_cohort import find_both, find_organ, look_in_liver
 from hepar.study import Phase, Volume
 from hepar.systems.table import build
 from hepar.train.checkpoint import read_tensors
@@ -74,6 +76,7 @@ class Painting:
 PAINTINGS = {
     "sam_urim": Painting("sam_urim", ("ART", "PV"), 12.0),
     "e2net": Painting("lits", ("PV",), None),
+    "dpcnet": Painting("lits", ("PV",), None),
 }
 
 
@@ -164,7 +167,7 @@ def scored(
     device: str,
     first: torch.nn.Module | None,
 ) -> Iterator[CaseResult]:
-    """The test patients, segmented within their livers, or in two stages."""
+    """The test patients, segmented within their livers, in two stages, or in one."""
     spec: Any = system.input_spec
     tiling = Tiling(device=device, budget_bytes=8 << 30)
     for patient in roster:
@@ -175,7 +178,10 @@ def scored(
         grid = Grid.axial(case.label.shape, case.spacing_mm)
         volumes = {Phase(phase): Volume(array, grid) for phase, array in hu.items()}
         alone = "tumor" not in spec.class_names
-        if first is not None or alone:
+        whole = spec.dims == 3 and not spec.needs_liver and "liver" in spec.class_names
+        if first is None and whole and not alone:
+            predicted = find_both(system, volumes, grid, tiling)
+        elif first is not None or alone:
             liver = find_organ(first or system, volumes, grid, tiling)
             predicted = liver.astype(np.uint8)
             if not alone:
@@ -190,8 +196,9 @@ def scored(
         yield CaseResult.of(
             score,
             patient.primary or "",
-            found_liver=first is not None or alone,
+            found_liver=first is not None or alone or whole,
             looked_for_tumor=not alone,
+            lesions=server_lesions(predicted, case.label, case.spacing_mm, score.lesions.lits),
         )
 
 

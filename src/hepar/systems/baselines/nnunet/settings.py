@@ -124,10 +124,10 @@ class NnunetSettings(BaseModel):
         return cls.model_validate(PRESETS[name])
 
 
-# The liver data of the Medical Segmentation Decathlon are the training cases of LiTS. Spacing, patch
-# and the percentiles, mean and standard deviation of their foreground stand in MONAI's tutorial of a
-# dynamic U-Net (1 x 0.77 x 0.77 mm, 128 cubed, -17 to 201, 99.40, 39.36), which follows nnU-Net; its
-# own supplement was not at hand.
+# The liver data of the Medical Segmentation Decathlon are the training cases of LiTS. Spacing,
+# patch and the percentiles, mean and standard deviation of their foreground stand in MONAI's
+# tutorial of a dynamic U-Net, which follows nnU-Net (1 x 0.77 x 0.77 mm, 128 cubed, -17 to 201,
+# 99.40, 39.36); nnU-Net's own supplement was not at hand.
 _LOWRES: dict[str, object] = {"spacing_mm": (2.47, 1.9, 1.9)}
 PRESETS: dict[str, dict[str, object]] = {
     # A cascade ends here, so that nnU-Net's Dice is of the batch.
