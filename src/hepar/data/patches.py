@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int16, Int32, Integer, UInt8
 from scipy import ndimage
 
+from hepar.data.chunk_file import ChunkedArray
 from hepar.data.sampling import Sample, ValidationCase
 from hepar.preprocess import (
     Plane,
@@ -32,6 +33,8 @@ LIVER, TUMOR = 1, 2
 class PreparedCase:
     """A patient's liver box, every phase on one grid at the working spacing.
 
+    Volumes are arrays, or lie in the chunks of a file: the latter are cut by one basic slice.
+
     Attributes:
         case_id: name in logs.
         hu: the model's phases in order; an absent phase holds anything.
@@ -44,10 +47,10 @@ class PreparedCase:
     """
 
     case_id: str
-    hu: Int16[np.ndarray, "p z y x"]
+    hu: Int16[np.ndarray | ChunkedArray, "p z y x"]
     present: Bool[np.ndarray, " p"]
-    label: UInt8[np.ndarray, "z y x"]
-    liver: Bool[np.ndarray, "z y x"]
+    label: UInt8[np.ndarray | ChunkedArray, "z y x"]
+    liver: Bool[np.ndarray | ChunkedArray, "z y x"]
     spacing_mm: tuple[float, float, float]
     contents: Bool[np.ndarray, "2 z"]
     lesions: Int32[np.ndarray, "n 3"]
@@ -117,7 +120,7 @@ def whole_case(case: PreparedCase, spec: InputSpec) -> ValidationCase:
     voxel_ml = float(np.prod(case.spacing_mm)) / 1000.0
     if spec.liver_crop is not None:
         pads = (spec.liver_crop.pad_px,) * 4
-        seen = np.flatnonzero(case.liver.any(axis=(1, 2)))
+        seen = np.flatnonzero(np.asarray(case.liver).any(axis=(1, 2)))
         pieces = [_through_box(case, spec, int(z), pads, case.present) for z in seen]
         # A pixel of a patch stands for more than a voxel in a large box: for so many on average.
         areas = [case.liver[z][slice_box(case.liver[z], pads)].size for z in seen]
@@ -177,7 +180,8 @@ def cut(
             hu = case.hu[phase][column]
             seen = slice_input(hu, context, windows_hu=spec.windows_hu, liver=None)
         else:
-            hu = case.hu[phase][inside]
+            part: tuple[Any, ...] = (phase, *inside)
+            hu = case.hu[part]
             seen = np.stack([window(hu, limits) for limits in spec.windows_hu])
         # Beyond a slice there is air, which every window shows as 0. A volume goes on as it ends:
         # an instance norm would see slabs of air, which no study shows it.
