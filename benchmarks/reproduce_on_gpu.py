@@ -34,7 +34,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from hepar.data.cache import content_key, file_hash
-from hepar.data.patches import PreparedCase, lesion_voxels, slice_contents
+from hepar.data.patches import PreparedCase, foreground_voxels, lesion_voxels, slice_contents
 from hepar.data.phantom_cohort import Enrolled, draw, enroll, visit
 from hepar.data.tumor_source import CaseSource
 from hepar.evaluate.printed import differences, read_printed, tabulate
@@ -152,6 +152,7 @@ class PaintedCases:
                 spacing_mm=(z, y, x),
                 contents=slice_contents(found["label"], found["liver"]),
                 lesions=lesion_voxels(found["instances"]),
+                foreground=foreground_voxels(found["label"]),
             )
         return self.kept[patient.case_id]
 

@@ -24,7 +24,8 @@ import torch
 
 from hepar.data.tumor_source import PhantomCases
 from hepar.infer.bundle import export_part
-from hepar.recipe import PhantomTumorData, load_recipe
+from hepar.recipe import load_recipe
+from hepar.recipe_data import PhantomTumorData
 from hepar.systems.table import build
 from hepar.train.checkpoint import read_tensors
 from hepar.train.loop import train

@@ -19,10 +19,16 @@ from fake_systems import spec_2d, spec_3d
 from hepar.data import array_file, cache
 from hepar.data.array_file import arrays_hash, map_arrays, stamp, write_arrays
 from hepar.data.cache import ArrayCache
-from hepar.data.patches import PreparedCase, draw_patch, slice_contents, whole_case
+from hepar.data.patches import (
+    PreparedCase,
+    draw_patch,
+    foreground_voxels,
+    slice_contents,
+    whole_case,
+)
 from hepar.data.sampling import collate
 from hepar.errors import ResourceExhausted
-from hepar.recipe import PatchSettings
+from hepar.recipe_data import PatchSettings
 
 TYPES = ("bool", "i1", "u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
 
@@ -170,8 +176,9 @@ def test_property_samples_of_a_mapped_case_are_those_of_one_in_memory(dims, tmp_
         spacing_mm=(2.0, 1.0, 1.0),
         contents=slice_contents(label, liver),
         lesions=np.array([[2, 7, 7]], np.int32),
+        foreground=foreground_voxels(label),
     )
-    names = ("hu", "present", "label", "liver", "contents", "lesions")
+    names = ("hu", "present", "label", "liver", "contents", "lesions", "foreground")
     write_arrays(tmp_path / "a", {name: getattr(memory, name) for name in names})
     mapped = replace(memory, **map_arrays(tmp_path / "a").arrays)
     both = []

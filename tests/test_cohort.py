@@ -15,6 +15,7 @@ from hepar.data.patches import (
     PreparedCase,
     draw_patch,
     drop_phases,
+    foreground_voxels,
     lesion_voxels,
     slice_contents,
     whole_case,
@@ -28,7 +29,7 @@ from hepar.geometry import Grid
 from hepar.io.nifti import write_nifti
 from hepar.phantom.anatomy import anatomy
 from hepar.preprocess import context_indices, slice_input
-from hepar.recipe import CohortData, LiverMask, PatchSettings, PhantomTumorData, PhaseDropout
+from hepar.recipe_data import CohortData, LiverMask, PatchSettings, PhantomTumorData, PhaseDropout
 from hepar.systems.base import InputSpec
 
 SPEC = InputSpec(
@@ -227,7 +228,8 @@ def prepared() -> PreparedCase:
     contents = slice_contents(label, liver)
     present = np.ones(2, bool)
     lesions = lesion_voxels((label == 2).astype(np.uint8))
-    return PreparedCase("x", hu, present, label, liver, (5.0, 2.0, 2.0), contents, lesions)
+    voxels = foreground_voxels(label)
+    return PreparedCase("x", hu, present, label, liver, (5.0, 2.0, 2.0), contents, lesions, voxels)
 
 
 def test_oracle_whole_case_shows_what_the_stage_would():

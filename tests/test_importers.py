@@ -33,7 +33,8 @@ from hepar.geometry import Grid, canonical
 from hepar.io.archive import Caps, unpack
 from hepar.io.nifti import read_label, read_nifti, write_nifti
 from hepar.prepare import prepare
-from hepar.recipe import CohortData, load_recipe
+from hepar.recipe import load_recipe
+from hepar.recipe_data import CohortData
 from hepar.study import Phase, Volume
 from hepar.systems.sam_urim.settings import SamUrimSettings
 from hepar.systems.table import build

@@ -11,14 +11,21 @@ import torch
 
 from fake_systems import Echo, spec_2d
 from hepar.data.cohort import CohortCases
-from hepar.data.patches import PreparedCase, draw_patch, lesion_voxels, slice_contents, whole_case
+from hepar.data.patches import (
+    PreparedCase,
+    draw_patch,
+    foreground_voxels,
+    lesion_voxels,
+    slice_contents,
+    whole_case,
+)
 from hepar.data.tumor_source import CaseSource
 from hepar.errors import UsageError
 from hepar.geometry import Grid
 from hepar.infer.tiling import Tiling, predict
 from hepar.io.nifti import write_nifti
 from hepar.preprocess import resized, resized_labels, slice_box, window
-from hepar.recipe import CohortData, PatchSettings
+from hepar.recipe_data import CohortData, PatchSettings
 from hepar.systems.base import InputSpec, LiverCrop
 
 SPACING = (3.0, 1.0, 1.0)
@@ -54,6 +61,7 @@ def _case() -> PreparedCase:
         spacing_mm=SPACING,
         contents=slice_contents(label, label > 0),
         lesions=lesion_voxels((label == 2).astype(np.int32)),
+        foreground=foreground_voxels(label),
     )
 
 

@@ -14,7 +14,8 @@ from hepar.data.sampling import SampleSource
 from hepar.errors import InputRefused
 from hepar.phantom.labelmap import NOT_SCANNED, Template
 from hepar.phantom.tissue import Tissue
-from hepar.recipe import OrganData, load_recipe
+from hepar.recipe import load_recipe
+from hepar.recipe_data import OrganData
 from hepar.systems.baselines.context_unet3d.settings import ContextUnet3dSettings
 from hepar.systems.baselines.context_unet3d.system import ContextUnet3d
 

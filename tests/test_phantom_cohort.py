@@ -33,7 +33,7 @@ from hepar.errors import UsageError
 from hepar.io.nifti import read_label, read_nifti
 from hepar.phantom.anatomy import anatomy
 from hepar.phantom.scanner import Painted, paint
-from hepar.recipe import CohortData
+from hepar.recipe_data import CohortData
 from hepar.stages.phases import assign_phases
 from hepar.stages.read import read_study
 from hepar.study import LESION_TYPES, Phase

@@ -15,14 +15,7 @@ from safetensors.torch import load_file
 from hepar.errors import UsageError
 from hepar.geometry import Grid
 from hepar.io.nifti import write_nifti
-from hepar.recipe import (
-    Recipe,
-    dump_recipe,
-    load_recipe,
-    parse_recipe,
-    recipe_hash,
-    row_hash,
-)
+from hepar.recipe import Recipe, dump_recipe, load_recipe, parse_recipe, recipe_hash, row_hash
 from hepar.systems.table import SYSTEMS, build, lookup
 from hepar.train.loop import train
 from hepar.train.schedule import in_steps, learning_rate

@@ -85,6 +85,45 @@ def soft_dice(
         return 1.0 - ((2.0 * overlap + smooth) / (size + smooth)).mean()
 
 
+def squared_dice(
+    logits: Float[Tensor, "b k *spatial"],
+    label: Int[Tensor, "b *spatial"],
+    *,
+    joint: bool = True,
+    background: bool = True,
+    smooth: float = 1e-5,
+) -> Float[Tensor, ""]:
+    """One minus the soft Dice with squares in the denominator, of all classes or of each.
+
+    `L = 1 - 2 sum_ic g_ic p_ic / (sum_ic g_ic^2 + sum_ic p_ic^2 + s)`, sums over the voxels of the
+    batch with a label other than -1 and, with `joint`, over the classes; otherwise a ratio for each
+    class, averaged. A class that is neither there nor predicted then costs 1 and moves nothing.
+
+    Args:
+        logits: unnormalized scores; `p` is their softmax.
+        label: class index, -1 ignored.
+        joint: one ratio for all classes. With the background among them it says most of all, for
+            `sum_ic g_ic^2` is the number of voxels.
+        background: whether class 0 is one of them.
+        smooth: `s`, in voxels.
+
+    Source: Milletari et al., V-Net, 3DV 2016, section 3; Zhang Y. et al., DPC-Net, 2022, Eq. 12.
+    """
+    with full_precision(logits):
+        scores = at_least_float32(logits).flatten(2)
+        flat = label.flatten(1)
+        counted = (flat != IGNORED).unsqueeze(1)
+        first = 0 if background else 1
+        classes = torch.arange(first, scores.shape[1], device=scores.device).view(1, -1, 1)
+        truth = (flat.unsqueeze(1) == classes).to(scores)
+        probability = scores.softmax(dim=1)[:, first:] * counted
+        overlap = (probability * truth).sum((0, 2))
+        size = truth.sum((0, 2)) + probability.square().sum((0, 2))
+        if joint:
+            overlap, size = overlap.sum(), size.sum()
+        return 1.0 - (2.0 * overlap / (size + smooth)).mean()
+
+
 def binary_cross_entropy(
     logits: Float[Tensor, "b c *spatial"],
     target: Float[Tensor, "b c *spatial"],

@@ -33,7 +33,8 @@ from hepar.infer.tiling import Tiling
 from hepar.phantom.anatomy import anatomy
 from hepar.phantom.population import POPULATIONS, Population
 from hepar.phantom.scanner import paint
-from hepar.recipe import CohortData, OrganData, PhantomTumorData, Recipe, load_recipe
+from hepar.recipe import Recipe, load_recipe
+from hepar.recipe_data import CohortData, OrganData, PhantomTumorData
 from hepar.stages.liver import find_liver
 from hepar.stages.tumor import look
 from hepar.study import (

@@ -43,7 +43,8 @@ from hepar.paper_run import (
     unknown,
 )
 from hepar.provenance import code_sha256, device_name
-from hepar.recipe import CohortData, Recipe
+from hepar.recipe import Recipe
+from hepar.recipe_data import CohortData
 from hepar.score_cohort import FirstStage, scored_cases
 from hepar.systems.table import build
 from hepar.train.checkpoint import read_tensors

@@ -24,7 +24,7 @@ from hepar.infer.bundle import Model
 from hepar.infer.components import largest
 from hepar.infer.tiling import Tiling, predict
 from hepar.preprocess import AIR_HU, liver_box, working_grid
-from hepar.recipe import CohortData
+from hepar.recipe_data import CohortData
 from hepar.resampling import resample
 from hepar.stages.tumor import look
 from hepar.study import (

@@ -28,7 +28,7 @@ from hepar.data.tumor_source import CaseSource, PhantomCases
 from hepar.errors import ResourceExhausted
 from hepar.geometry import Grid
 from hepar.io.nifti import write_nifti
-from hepar.recipe import CohortData, OrganData
+from hepar.recipe_data import CohortData, OrganData
 from hepar.systems.table import build
 
 PARTS = {"case": "a", "version": 1}

@@ -16,7 +16,7 @@ from hepar.evaluate.files import evaluate
 from hepar.geometry import Grid, flip_lps_ras
 from hepar.io.nifti import read_label, write_nifti
 from hepar.prepare import prepare
-from hepar.recipe import CohortData
+from hepar.recipe_data import CohortData
 from hepar.systems.base import InputSpec
 from small_cohorts import GRID, ORIGIN_MM, SHAPE, SPACING_MM, small_hu, small_label, write_lits
 

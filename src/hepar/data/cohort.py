@@ -18,13 +18,19 @@ from scipy import ndimage
 
 from hepar.data.array_file import Arrays
 from hepar.data.cache import ArrayCache, content_key, file_hash
-from hepar.data.patches import TUMOR, PreparedCase, lesion_voxels, slice_contents
+from hepar.data.patches import (
+    TUMOR,
+    PreparedCase,
+    foreground_voxels,
+    lesion_voxels,
+    slice_contents,
+)
 from hepar.data.tumor_source import imperfect_liver
 from hepar.errors import InputRefused
 from hepar.geometry import Box, Grid, canonical
 from hepar.io.spreadsheet import read_table
 from hepar.preprocess import AIR_HU, liver_box, working_grid
-from hepar.recipe import CohortData
+from hepar.recipe_data import CohortData
 from hepar.resampling import resample
 from hepar.study import PHASE_ORDER, Volume, reference_phase
 from hepar.systems.base import InputSpec
@@ -33,7 +39,7 @@ PHASE_COLUMNS = {phase: phase.value.lower() for phase in PHASE_ORDER}
 MASK_COLUMNS = ("liver", "label", "instances")
 _KNOWN = ("case_id", "patient_id", *PHASE_COLUMNS.values(), "reference", *MASK_COLUMNS, "fold")
 SAME_VOXELS = 0.1  # how far a mask may lie from its image, in voxels
-_VERSION = 2  # of what `prepare` makes
+_VERSION = 3  # of what `prepare` makes
 
 
 @dataclass(frozen=True)
@@ -296,6 +302,7 @@ class CohortCases:
             spacing_mm=(z, y, x),
             contents=arrays["contents"],
             lesions=arrays["lesions"],
+            foreground=arrays["foreground"],
         )
 
     def _prepare(self, case: CohortCase, key: str) -> Arrays:
@@ -325,6 +332,7 @@ class CohortCases:
             "spacing_mm": np.array(target.spacing_mm),
             "contents": slice_contents(classes, mask),
             "lesions": lesion_voxels(ndimage.label(classes == TUMOR, np.ones((3, 3, 3)))[0]),
+            "foreground": foreground_voxels(classes),
         }
 
 

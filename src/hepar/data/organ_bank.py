@@ -26,7 +26,7 @@ from hepar.phantom.recolor import TEXTURE_HU, TISSUE_HU
 from hepar.phantom.tissue import Tissue
 
 if TYPE_CHECKING:
-    from hepar.recipe import OrganData
+    from hepar.recipe_data import OrganData
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from hepar.preprocess import window
 from hepar.systems.base import InputSpec
 
 if TYPE_CHECKING:
-    from hepar.recipe import OrganData
+    from hepar.recipe_data import OrganData
 
 # Epoch number of the validation cases; no training run gets there.
 _VALIDATION_EPOCH = 2**31 - 1

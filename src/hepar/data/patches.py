@@ -23,10 +23,14 @@ from hepar.preprocess import (
     slice_input,
     window,
 )
-from hepar.recipe import PatchSettings, PhaseDropout
+from hepar.recipe_data import PatchSettings, PhaseDropout
 from hepar.systems.base import InputSpec
 
 LIVER, TUMOR = 1, 2
+MOST_VOXELS = 1000  # of a class, that patches may be drawn around
+
+
+Voxel = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class PreparedCase:
         spacing_mm: (z, y, x).
         contents: which slices hold liver (row 0) and tumor (row 1); see `slice_contents`.
         lesions: a voxel (z, y, x) of each lesion; see `lesion_voxels`.
+        foreground: voxels (label, z, y, x) of liver and of tumor; see `foreground_voxels`.
     """
 
     case_id: str
@@ -54,6 +59,7 @@ class PreparedCase:
     spacing_mm: tuple[float, float, float]
     contents: Bool[np.ndarray, "2 z"]
     lesions: Int32[np.ndarray, "n 3"]
+    foreground: Int32[np.ndarray, "m 4"]
 
 
 def slice_contents(
@@ -78,6 +84,22 @@ def lesion_voxels(instances: Integer[np.ndarray, "z y x"]) -> Int32[np.ndarray, 
     return np.asarray(voxels, np.int32).reshape(-1, 3)
 
 
+def foreground_voxels(label: UInt8[np.ndarray, "z y x"]) -> Int32[np.ndarray, "m 4"]:
+    """Label and place of up to `MOST_VOXELS` voxels each of liver (without tumor) and of tumor.
+
+    Drawn evenly, the same at every call: whoever wants a voxel of a class need not look for it.
+    """
+    rng = np.random.default_rng(0)
+    rows = []
+    for name in (LIVER, TUMOR):
+        found = np.flatnonzero(label == name)
+        if found.size > MOST_VOXELS:
+            found = np.sort(rng.choice(found, MOST_VOXELS, replace=False))
+        places = np.unravel_index(found, label.shape)
+        rows.append(np.stack([np.full(found.size, name), *places], axis=1))
+    return np.concatenate(rows).astype(np.int32)
+
+
 def draw_patch(
     case: PreparedCase, spec: InputSpec, settings: PatchSettings, rng: np.random.Generator
 ) -> Sample:
@@ -92,12 +114,15 @@ def draw_patch(
         rng: consumed the same way whatever the case holds.
     """
     u = rng.random(12)
-    anchor = _anchor(case, spec, u, settings)
+    at = _anchor(case, spec, u, settings)
     if spec.liver_crop is not None:
         least, most = spec.liver_crop.train_pad_px
         above, below, left, right = (int(v) for v in rng.integers(least, most, 4, endpoint=True))
         present = drop_phases(case.present, spec, settings.phase_dropout, u[7:])
-        return _through_box(case, spec, anchor[0], (above, below, left, right), present)
+        return _through_box(case, spec, at[0], (above, below, left, right), present)
+    anchor: Voxel | None = at
+    if spec.dims == 3 and settings.foreground_fraction is not None:
+        anchor = _foreground_anchor(case, settings.foreground_fraction, u)
     start = _start(case.label.shape, spec, anchor, u[4:7])
     present = drop_phases(case.present, spec, settings.phase_dropout, u[7:])
     patch = cut(case, spec, start, _size(spec), present)
@@ -300,6 +325,17 @@ def _anchor(
     return z, int(ys[chosen]), int(xs[chosen])
 
 
+def _foreground_anchor(case: PreparedCase, fraction: float, u: np.ndarray) -> Voxel | None:
+    """A voxel of a class that the case holds, each being as likely; or none, for anywhere."""
+    labels = case.foreground[:, 0]
+    classes = np.unique(labels)
+    if u[0] >= fraction or classes.size == 0:
+        return None
+    rows = np.flatnonzero(labels == classes[int(u[1] * classes.size)])
+    z, y, x = (int(v) for v in case.foreground[rows[int(u[2] * rows.size)], 1:])
+    return z, y, x
+
+
 def _slices(
     case: PreparedCase, spec: InputSpec, u: np.ndarray, settings: PatchSettings
 ) -> tuple[Bool[np.ndarray, " z"], bool]:
@@ -315,19 +351,19 @@ def _slices(
     return (liver & ~tumor if two and (liver & ~tumor).any() else liver), False
 
 
-def _start(
-    shape: tuple[int, ...], spec: InputSpec, anchor: tuple[int, int, int], u: np.ndarray
-) -> tuple[int, int, int]:
-    """A patch that holds the anchor, as far inside the case as it fits."""
+def _start(shape: tuple[int, ...], spec: InputSpec, anchor: Voxel | None, u: np.ndarray) -> Voxel:
+    """A patch that holds the anchor, as far inside the case as it fits; without one, any."""
     start = []
-    for n, size, at, draw in zip(shape, _size(spec), anchor, u, strict=True):
+    for axis, (n, size, draw) in enumerate(zip(shape, _size(spec), u, strict=True)):
         if n <= size:
             start.append(-((size - n) // 2))
             continue
-        low, high = max(0, at - size + 1), min(at, n - size)
+        low, high = 0, n - size
+        if anchor is not None:
+            low, high = max(0, anchor[axis] - size + 1), min(anchor[axis], n - size)
         start.append(low + int(draw * (high - low + 1)))
     z, y, x = start
-    return (anchor[0], y, x) if spec.dims == 2 else (z, y, x)
+    return (anchor[0], y, x) if spec.dims == 2 and anchor is not None else (z, y, x)
 
 
 def _overlap(

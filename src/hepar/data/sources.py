@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hepar.data.sampling import SampleSource
-from hepar.recipe import DataSettings
+from hepar.recipe_data import DataSettings
 from hepar.systems.base import InputSpec
 
 

@@ -18,6 +18,7 @@ from hepar.data.organ_bank import anatomy_hash, mask_folder, read_label_map
 from hepar.data.patches import (
     PreparedCase,
     draw_patch,
+    foreground_voxels,
     lesion_voxels,
     slice_contents,
     whole_case,
@@ -33,7 +34,7 @@ from hepar.phantom.population import population
 from hepar.phantom.scanner import paint
 from hepar.phantom.version import fingerprint as phantom_code
 from hepar.phantom.warped import warped_anatomy
-from hepar.recipe import LiverMask, PatchSettings, PhantomTumorData
+from hepar.recipe_data import LiverMask, PatchSettings, PhantomTumorData
 from hepar.resampling import resample
 from hepar.systems.base import InputSpec
 
@@ -41,8 +42,8 @@ LOG = logging.getLogger(__name__)
 VALIDATION_SEED = 500_000  # far from training's, whatever the size of the bank
 GROUP = 8
 THICKER = (2, 3, 4)  # thick slices are so many times as thick as the working spacing
-_VERSION = 4  # of what `PhantomCases` makes of a painted patient
-_PARTS = ("hu", "label", "liver", "spacing_mm", "contents", "lesions")
+_VERSION = 5  # of what `PhantomCases` makes of a painted patient
+_PARTS = ("hu", "label", "liver", "spacing_mm", "contents", "lesions", "foreground")
 _DRAW, _ORDER, _PAINT, _ANATOMY = 1, 2, 3, 4
 
 
@@ -228,6 +229,7 @@ class PhantomCases:
             spacing_mm=(z, y, x),
             contents=visit["contents"],
             lesions=visit["lesions"],
+            foreground=visit["foreground"],
         )
 
     def _anatomy(self, patient: int) -> Anatomy:
@@ -313,6 +315,7 @@ class PhantomCases:
             "spacing_mm": np.array([z, y, x]),
             "contents": slice_contents(label, liver),
             "lesions": lesion_voxels(instances),
+            "foreground": foreground_voxels(label),
         }
 
 

@@ -18,6 +18,7 @@ from hepar.systems.baselines.mc_fcn.settings import McFcnSettings
 from hepar.systems.baselines.multiphase_unet3d.settings import MultiphaseUnet3dSettings
 from hepar.systems.baselines.mw_unet.settings import MwUnetSettings
 from hepar.systems.baselines.pa_resseg.settings import PaRessegSettings
+from hepar.systems.dpcnet.settings import DpcnetSettings
 from hepar.systems.e2net.settings import E2netSettings
 from hepar.systems.sam_urim.settings import SamUrimSettings
 
@@ -43,6 +44,7 @@ class Entry:
 SYSTEMS: dict[str, Entry] = {
     "sam_urim": Entry(SamUrimSettings, "hepar.systems.sam_urim.system", "SamUrim"),
     "e2net": Entry(E2netSettings, "hepar.systems.e2net.system", "E2net"),
+    "dpcnet": Entry(DpcnetSettings, "hepar.systems.dpcnet.system", "Dpcnet"),
     "context_unet3d": Entry(
         ContextUnet3dSettings, "hepar.systems.baselines.context_unet3d.system", "ContextUnet3d"
     ),

@@ -33,6 +33,12 @@ from torch import Tensor, nn
 from hepar.networks.blocks import at_least_float32, full_precision
 from hepar.systems.presence import PresentPairs
 
+CONVS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+NORMS: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {
+    2: nn.BatchNorm2d,
+    3: nn.BatchNorm3d,
+}
+
 
 class Branch(nn.Sequential):
     """A convolution of the descriptors and its BatchNorm, at one kernel size.
@@ -41,25 +47,26 @@ class Branch(nn.Sequential):
         in_channels: channels of the descriptors.
         width: channels out.
         kernel: odd kernel size.
+        dims: 2 or 3.
     """
 
-    def __init__(self, in_channels: int, width: int, kernel: int) -> None:
+    def __init__(self, in_channels: int, width: int, kernel: int, dims: Literal[2, 3] = 2) -> None:
         super().__init__(
-            nn.Conv2d(in_channels, width, kernel, padding=kernel // 2, bias=False),
-            nn.BatchNorm2d(width),
+            CONVS[dims](in_channels, width, kernel, padding=kernel // 2, bias=False),
+            NORMS[dims](width),
         )
 
     def forward(
-        self, x: Float[Tensor, "m c h w"], *, again: bool = False
-    ) -> Float[Tensor, "m c2 h w"]:
+        self, x: Float[Tensor, "m c *s"], *, again: bool = False
+    ) -> Float[Tensor, "m c2 *s"]:
         """See `normalized` for `again`."""
         conv, norm = self[0], self[1]
         return normalized(conv(x), norm, again=again)
 
 
 def normalized(
-    x: Float[Tensor, "m c h w"], norm: nn.Module, *, again: bool
-) -> Float[Tensor, "m c h w"]:
+    x: Float[Tensor, "m c *s"], norm: nn.Module, *, again: bool
+) -> Float[Tensor, "m c *s"]:
     """BatchNorm, or a repetition of what it just did that leaves its running statistics alone."""
     if not (again and norm.training):
         return norm(x)
@@ -76,6 +83,7 @@ class PhaseMapping(nn.Module):
         width: channels of each of the four branches.
         branch_relu: ReLU after each branch.
         pre_softmax: `sigmoid` adds BatchNorm and a sigmoid to the output.
+        dims: 3 for volumes (ours): cubes instead of squares, those of 7 left out (343 taps).
     """
 
     def __init__(
@@ -86,34 +94,37 @@ class PhaseMapping(nn.Module):
         *,
         branch_relu: bool = False,
         pre_softmax: Literal["none", "sigmoid"] = "none",
+        dims: Literal[2, 3] = 2,
     ) -> None:
         super().__init__()
         descriptors = 2 * phases
-        self.local3 = Branch(descriptors, width, 3)
-        self.local5 = Branch(descriptors, width, 5)
-        self.global7 = Branch(descriptors, width, 7)
-        self.global_pool = nn.Conv2d(descriptors, width, 1)
+        self.local3 = Branch(descriptors, width, 3, dims)
+        self.local5 = Branch(descriptors, width, 5, dims)
+        self.global7 = Branch(descriptors, width, 7) if dims == 2 else None
+        self.global_pool = CONVS[dims](descriptors, width, 1)
         self.act = nn.ReLU() if branch_relu else nn.Identity()
-        self.fuse = nn.Conv2d(4 * width, channels, 3, padding=1)
+        branches = 4 if dims == 2 else 3
+        self.fuse = CONVS[dims](branches * width, channels, 3, padding=1)
         self.bound = (
-            nn.Sequential(nn.BatchNorm2d(channels), nn.Sigmoid())
+            nn.Sequential(NORMS[dims](channels), nn.Sigmoid())
             if pre_softmax == "sigmoid"
             else nn.Identity()
         )
 
     def forward(
-        self, d: Float[Tensor, "m p2 h w"], *, again: bool = False
-    ) -> Float[Tensor, "m c h w"]:
+        self, d: Float[Tensor, "m p2 *s"], *, again: bool = False
+    ) -> Float[Tensor, "m c *s"]:
         """Initial response map `w_p^(0)`.
 
         Args:
             d: descriptors of the samples that hold the phase.
             again: the same map a second time, for a backward pass.
         """
-        pooled = self.global_pool(d.mean(dim=(2, 3), keepdim=True))
+        pooled = self.global_pool(d.mean(dim=tuple(range(2, d.ndim)), keepdim=True))
         # Bilinear up-sampling from 1x1 is a broadcast.
         pooled = pooled.expand(-1, -1, *d.shape[2:])
-        branches = [b(d, again=again) for b in (self.local3, self.local5, self.global7)]
+        convolved = (b for b in (self.local3, self.local5, self.global7) if b is not None)
+        branches = [b(d, again=again) for b in convolved]
         response = self.fuse(self.act(torch.cat([*branches, pooled], dim=1)))
         if isinstance(self.bound, nn.Identity):
             return response
@@ -129,6 +140,7 @@ class SpatialAggregation(nn.Module):
         width: pyramid width; `"C/4"` for a quarter of the channels.
         branch_relu: see `PhaseMapping`.
         pre_softmax: see `PhaseMapping`.
+        dims: see `PhaseMapping`.
     """
 
     def __init__(
@@ -139,19 +151,25 @@ class SpatialAggregation(nn.Module):
         *,
         branch_relu: bool = False,
         pre_softmax: Literal["none", "sigmoid"] = "none",
+        dims: Literal[2, 3] = 2,
     ) -> None:
         super().__init__()
         branch_width = channels // 4 if width == "C/4" else width
         self.mappings = nn.ModuleList(
             PhaseMapping(
-                phases, channels, branch_width, branch_relu=branch_relu, pre_softmax=pre_softmax
+                phases,
+                channels,
+                branch_width,
+                branch_relu=branch_relu,
+                pre_softmax=pre_softmax,
+                dims=dims,
             )
             for _ in range(phases)
         )
 
     def forward(
-        self, features: Float[Tensor, "n c h w"], pairs: PresentPairs
-    ) -> Float[Tensor, "b c h w"]:
+        self, features: Float[Tensor, "n c *s"], pairs: PresentPairs
+    ) -> Float[Tensor, "b c *s"]:
         """Eq. 1: `F_Aggr`."""
         d = descriptors(features, pairs)
         if not torch.is_grad_enabled():
@@ -160,8 +178,8 @@ class SpatialAggregation(nn.Module):
         return found
 
     def weights(
-        self, features: Float[Tensor, "n c h w"], pairs: PresentPairs
-    ) -> list[Float[Tensor, "b c h w"] | None]:
+        self, features: Float[Tensor, "n c *s"], pairs: PresentPairs
+    ) -> list[Float[Tensor, "b c *s"] | None]:
         """Response maps `w_p`, float32 at least, 1 in sum over the phases of a sample.
 
         None for a phase that no sample of the batch holds; 0 where a sample lacks the phase.
@@ -181,10 +199,10 @@ class SpatialAggregation(nn.Module):
 
 def stream(
     sam: SpatialAggregation,
-    features: Float[Tensor, "n c h w"],
-    d: Float[Tensor, "b p2 h w"],
+    features: Float[Tensor, "n c *s"],
+    d: Float[Tensor, "b p2 *s"],
     pairs: PresentPairs,
-) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+) -> tuple[Float[Tensor, "b c *s"], Float[Tensor, "b c *s"]]:
     """Eq. 1 phase by phase: `F_Aggr`, and log sum_p exp(w_p^(0)), float32 at least.
 
     With A and L over the phases seen so far, the next one takes the share
@@ -272,9 +290,7 @@ def _autocast_of(x: Tensor) -> Any:
     return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled)
 
 
-def descriptors(
-    features: Float[Tensor, "n c h w"], pairs: PresentPairs
-) -> Float[Tensor, "b p2 h w"]:
+def descriptors(features: Float[Tensor, "n c *s"], pairs: PresentPairs) -> Float[Tensor, "b p2 *s"]:
     """Mean and maximum over the channels of each phase, 0 for absent pairs."""
     both = torch.stack([features.mean(dim=1), features.amax(dim=1)], dim=1)
     spread = [pairs.spread(x, phase, fill=0.0) for phase, x in enumerate(pairs.split(both))]
@@ -282,15 +298,16 @@ def descriptors(
 
 
 def softmax_over_phases(
-    responses: list[Float[Tensor, "b c h w"]],
-) -> list[Float[Tensor, "b c h w"]]:
+    responses: list[Float[Tensor, "b c *s"]],
+) -> list[Float[Tensor, "b c *s"]]:
     """Softmax across the list, in float32 at least whatever the autocast.
 
     Each sample needs one finite response at every position.
     """
     first = responses[0]
     # Stacked in memory order: a softmax over (P, b, c, h, w) would copy channels-last maps twice.
-    nhwc = first.is_contiguous(memory_format=torch.channels_last) and not first.is_contiguous()
+    nhwc = first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last)
+    nhwc = nhwc and not first.is_contiguous()
     maps = [r.permute(0, 2, 3, 1) for r in responses] if nhwc else responses
     with full_precision(first):
         weights = at_least_float32(torch.stack(maps)).softmax(dim=0).unbind(0)
@@ -298,9 +315,9 @@ def softmax_over_phases(
 
 
 def modulate(
-    features: Float[Tensor, "n c h w"],
-    aggregated: Float[Tensor, "b c h w"],
+    features: Float[Tensor, "n c *s"],
+    aggregated: Float[Tensor, "b c *s"],
     pairs: PresentPairs,
-) -> Float[Tensor, "n c h w"]:
+) -> Float[Tensor, "n c *s"]:
     """Eq. 2: `F_p^(m) = (F_p + F_Aggr) / 2`, what the next block of stream p sees."""
     return 0.5 * (features + pairs.repeat(aggregated))
