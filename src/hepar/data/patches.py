@@ -114,15 +114,16 @@ def draw_patch(
         rng: consumed the same way whatever the case holds.
     """
     u = rng.random(12)
-    at = _anchor(case, spec, u, settings)
-    if spec.liver_crop is not None:
+    anchor: Voxel | None
+    if spec.dims == 3 and settings.foreground_fraction is not None:
+        anchor = _foreground_anchor(case, settings.foreground_fraction, u)
+    else:
+        anchor = _anchor(case, spec, u, settings)
+    if spec.liver_crop is not None and anchor is not None:
         least, most = spec.liver_crop.train_pad_px
         above, below, left, right = (int(v) for v in rng.integers(least, most, 4, endpoint=True))
         present = drop_phases(case.present, spec, settings.phase_dropout, u[7:])
-        return _through_box(case, spec, at[0], (above, below, left, right), present)
-    anchor: Voxel | None = at
-    if spec.dims == 3 and settings.foreground_fraction is not None:
-        anchor = _foreground_anchor(case, settings.foreground_fraction, u)
+        return _through_box(case, spec, anchor[0], (above, below, left, right), present)
     start = _start(case.label.shape, spec, anchor, u[4:7])
     present = drop_phases(case.present, spec, settings.phase_dropout, u[7:])
     patch = cut(case, spec, start, _size(spec), present)
