@@ -16,10 +16,16 @@ from hypothesis.extra import numpy as arrays_of
 from fake_systems import spec_3d
 from hepar.data.cache import ArrayCache
 from hepar.data.chunk_file import ChunkedArray, is_whole, open_chunks, write_chunks
-from hepar.data.patches import PreparedCase, draw_patch, slice_contents, whole_case
+from hepar.data.patches import (
+    PreparedCase,
+    draw_patch,
+    foreground_voxels,
+    slice_contents,
+    whole_case,
+)
 from hepar.data.sampling import collate
 from hepar.errors import ResourceExhausted
-from hepar.recipe import PatchSettings
+from hepar.recipe_data import PatchSettings
 
 TYPES = ("bool", "i1", "u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
 
@@ -149,14 +155,16 @@ def test_property_samples_of_a_chunked_case_are_those_of_one_in_memory(tmp_path)
         spacing_mm=(2.0, 1.0, 1.0),
         contents=slice_contents(label, liver),
         lesions=np.array([[21, 67, 67]], np.int32),
+        foreground=foreground_voxels(label),
         **arrays,
     )
     kept = ArrayCache(tmp_path).get_chunked({"k": 1}, lambda: arrays)
     assert all(isinstance(value, ChunkedArray) for value in kept.values())
     chunked = replace(memory, **kept)
+    wanted = PatchSettings(), PatchSettings(foreground_fraction=0.5)
     for seed in range(12):
         drawn = [
-            draw_patch(case, spec, PatchSettings(), np.random.default_rng(seed))
+            draw_patch(case, spec, wanted[seed % 2], np.random.default_rng(seed))
             for case in (memory, chunked)
         ]
         for name in ("image", "label", "liver", "visible"):

@@ -18,7 +18,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from hepar.data.one_grid import elastic_field, flips, linear, nearest, positions, rotation
+from hepar.data.one_grid import (
+    elastic_field,
+    flips,
+    linear,
+    nearest,
+    positions,
+    rotation,
+    shifted,
+)
 from hepar.errors import UsageError
 from hepar.recipe import Augment
 from hepar.study import REFERENCE_ORDER
@@ -210,8 +218,9 @@ def _warp_one(
     at = positions(p.matrix, p.shift_voxels, p.displacement_voxels, shape, image.device)
     if not np.any(wobbles):
         return linear(image.flatten(0, 1), at).view_as(image), nearest(masks, at)
-    shifts = torch.from_numpy(wobbles).to(at).view(len(wobbles), -1, *[1] * len(shape))
-    phases = [linear(phase, at + shift) for phase, shift in zip(image, shifts, strict=True)]
+    phases = [
+        linear(phase, shifted(at, wobble)) for phase, wobble in zip(image, wobbles, strict=True)
+    ]
     return torch.stack(phases), nearest(masks, at)
 
 

@@ -54,18 +54,26 @@ class _Layout:
     chunk: tuple[int, ...]
     places: tuple[tuple[int, int, str], ...]
 
-    def boxes(self, inside: Box) -> Iterator[tuple[int, Box]]:
-        """Number and box of each chunk that meets a box."""
-        counts = _counts(self.shape, self.chunk)
-        met = [
-            range(want.start // size, -(-want.stop // size))
-            for want, size in zip(inside, self.chunk, strict=True)
-        ]
-        for at in itertools.product(*met):
-            number = 0
-            for place, count in zip(at, counts, strict=True):
-                number = number * count + place
-            yield number, _chunk_box(at, self.shape, self.chunk)
+    def met(self, inside: Box) -> Iterator[tuple[int, tuple[int, ...], Box, Box]]:
+        """The chunks that meet a box: number, shape, where in the box, and which part of each."""
+        axes: list[list[tuple[int, int, slice, slice]]] = []
+        stride = 1
+        for want, n, size in reversed(list(zip(inside, self.shape, self.chunk, strict=True))):
+            pieces = []
+            for at in range(want.start // size, -(-want.stop // size)):
+                first, last = at * size, min((at + 1) * size, n)
+                low, high = max(want.start, first), min(want.stop, last)
+                target = slice(low - want.start, high - want.start)
+                pieces.append((at * stride, last - first, target, slice(low - first, high - first)))
+            axes.insert(0, pieces)
+            stride *= -(-n // size)
+        for combined in itertools.product(*axes):
+            yield (
+                sum(piece[0] for piece in combined),
+                tuple(piece[1] for piece in combined),
+                tuple(piece[2] for piece in combined),
+                tuple(piece[3] for piece in combined),
+            )
 
 
 class ChunkedArray:
@@ -149,10 +157,10 @@ class _File:
         found = np.empty([s.stop - s.start for s in inside], layout.dtype)
         unpacked = 0
         with self.path.open("rb") as file:
-            for number, box in layout.boxes(inside):
-                chunk = _unpacked(_stored(file, layout.places[number]), layout.dtype, box)
+            for number, shape, target, source in layout.met(inside):
+                chunk = _unpacked(_stored(file, layout.places[number]), layout.dtype, shape)
                 unpacked += chunk.nbytes
-                found[_within(inside, box)] = chunk[_within(box, inside)]
+                found[target] = chunk[source]
         return found, unpacked
 
 
@@ -273,10 +281,10 @@ def _packed(chunk: np.ndarray) -> bytes:
     )
 
 
-def _unpacked(data: bytes, dtype: np.dtype[Any], box: Box) -> np.ndarray:
+def _unpacked(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
     import blosc2  # a bare GPU machine has no cohorts on disk, and not this
 
-    found = np.empty([s.stop - s.start for s in box], dtype)
+    found = np.empty(shape, dtype)
     try:
         blosc2.decompress2(data, dst=found.reshape(-1).view(np.uint8), nthreads=1)
     except (RuntimeError, ValueError, TypeError) as error:
@@ -298,14 +306,6 @@ def _chunk_box(at: Sequence[int], shape: Sequence[int], chunk: Sequence[int]) ->
     return tuple(
         slice(place * size, min((place + 1) * size, n))
         for place, size, n in zip(at, chunk, shape, strict=True)
-    )
-
-
-def _within(box: Box, other: Box) -> Box:
-    """What two boxes share, counted from the start of the first."""
-    return tuple(
-        slice(max(a.start, b.start) - a.start, min(a.stop, b.stop) - a.start)
-        for a, b in zip(box, other, strict=True)
     )
 
 

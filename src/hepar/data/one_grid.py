@@ -94,7 +94,7 @@ def positions(
     shape: tuple[int, ...],
     device: torch.device,
 ) -> Float[Tensor, "d *spatial"]:
-    """Where each voxel of a sample comes from, in voxels: center + matrix (x - center + u) + shift.
+    """Where each voxel of a sample comes from: center + matrix (x - center + u) + shift.
 
     Args:
         matrix: (d, d), output to input offsets from the center, in array axis order.
@@ -103,22 +103,27 @@ def positions(
             voxels; None for zero.
         shape: of the sample.
         device: of the result.
+
+    Returns:
+        In `grid_sample`'s unit, half the sample, and in its order of axes, x first.
     """
     dims, size = len(shape), np.asarray(shape, dtype=np.float64)
     center = (size - 1) / 2
     start = center + shift_voxels - matrix @ center
+    slopes, start = (2 / size)[:, None] * matrix, (2 * start + 1) / size - 1
     found = torch.empty((dims, *shape), device=device)
     steps = [torch.arange(n, dtype=torch.float32, device=device) for n in shape]
-    for row in range(dims):
+    for row, out in enumerate(reversed(found.unbind())):
         along = [
-            (step * float(matrix[row, axis])).view([-1 if i == axis else 1 for i in range(dims)])
+            (step * float(slopes[row, axis])).view([-1 if i == axis else 1 for i in range(dims)])
             for axis, step in enumerate(steps)
         ]
         along[0] = along[0] + float(start[row])
-        torch.add(sum(along[:-1], start=torch.zeros((), device=device)), along[-1], out=found[row])
+        torch.add(sum(along[:-1], start=torch.zeros((), device=device)), along[-1], out=out)
     if displacement_voxels is not None:
-        moved = np.tensordot(matrix, displacement_voxels, axes=1).astype(np.float32)
-        found += _between_knots(torch.from_numpy(moved).to(device), shape)
+        moved = np.tensordot((2 / size)[:, None] * matrix, displacement_voxels, axes=1)[::-1]
+        knots = torch.from_numpy(np.ascontiguousarray(moved, np.float32)).to(device)
+        found += _between_knots(knots, shape)
     return found
 
 
@@ -136,15 +141,21 @@ def _between_knots(
     return field
 
 
+def shifted(
+    at: Float[Tensor, "d *spatial"], shift_voxels: NDArray[np.float64]
+) -> Float[Tensor, "d *spatial"]:
+    """Positions so many voxels further."""
+    shape = at.shape[1:]
+    shift = (2 * shift_voxels / np.asarray(shape))[::-1].copy()
+    return at + torch.from_numpy(shift).to(at).view(-1, *[1] * len(shape))
+
+
 def linear(
     image: Float[Tensor, "n *spatial"], at: Float[Tensor, "d *spatial"]
 ) -> Float[Tensor, "n *spatial"]:
     """Intensities at positions, all channels at the same; 0 from outside, fading over a voxel."""
-    size = torch.tensor(image.shape[1:], dtype=torch.float32, device=at.device)
-    size = size.view(-1, *[1] * (at.ndim - 1))
-    # grid_sample's unit is half the sample, and its axis order is x, y, z.
-    grid = (at.mul(2.0).add_(1.0).div_(size).sub_(1.0)).flip(0).movedim(0, -1)
-    return functional.grid_sample(image[None], grid[None], mode="bilinear", align_corners=False)[0]
+    grid = at.movedim(0, -1)[None]
+    return functional.grid_sample(image[None], grid, mode="bilinear", align_corners=False)[0]
 
 
 def nearest(
@@ -153,13 +164,14 @@ def nearest(
     """Of each mask the voxel nearest to each position; 0 from outside."""
     shape = masks[0].shape
     index = torch.zeros(shape, dtype=torch.int32, device=at.device)
-    inside: Bool[Tensor, "*spatial"] = torch.ones(shape, dtype=torch.bool, device=at.device)
-    for n, where in zip(shape, at, strict=True):
-        whole = where.round()
-        inside &= (whole >= 0) & (whole <= n - 1)
+    outside: Bool[Tensor, "*spatial"] = torch.zeros(shape, dtype=torch.bool, device=at.device)
+    for n, where in zip(shape, reversed(at.unbind()), strict=True):
+        whole = where.mul(n / 2).add_((n - 1) / 2).round_()
+        outside |= whole < 0
+        outside |= whole > n - 1
         index.mul_(n).add_(whole.clamp_(0, n - 1).to(torch.int32))
     index = index.view(-1)
     return [
-        mask.reshape(-1).index_select(0, index).view(shape).masked_fill_(~inside, 0)
+        mask.reshape(-1).index_select(0, index).view(shape).masked_fill_(outside, 0)
         for mask in masks
     ]

@@ -192,44 +192,61 @@ def cut(
         present: phases shown; others are zero.
         outside: label of voxels beyond the case; in 3D they are always ignored (-1).
     """
+    if spec.dims == 3:
+        return _cut_block(case, spec, start, size, present)
     z = start[0]
-    two = spec.dims == 2
     n_windows = len(spec.windows_hu)
-    spatial = size[1:] if two else size
     # A slice's context reaches along z, so 2D cuts keep the whole column: a view, not a copy.
     inside, pads = _overlap(case.label.shape, start, size)
-    column = (slice(None), *inside[1:])
+    plane: tuple[Any, ...] = (z, *inside[1:])
+    column, margin = (slice(None), *inside[1:]), pads[1:]
     context = slice_context(spec, case.label.shape[0], z, case.spacing_mm[0])
-    image = np.zeros((len(present), spec.channels, *spatial), np.float32)
+    image = np.zeros((len(present), spec.channels, *size[1:]), np.float32)
     for phase in np.flatnonzero(present):
-        if two:
-            hu = case.hu[phase][column]
-            seen = slice_input(hu, context, windows_hu=spec.windows_hu, liver=None)
-        else:
-            part: tuple[Any, ...] = (phase, *inside)
-            hu = case.hu[part]
-            seen = np.stack([window(hu, limits) for limits in spec.windows_hu])
-        # Beyond a slice there is air, which every window shows as 0. A volume goes on as it ends:
-        # an instance norm would see slabs of air, which no study shows it.
-        mode: Any = "constant" if two else "edge"
-        image[phase] = np.pad(seen, [(0, 0), *pads[3 - len(spatial) :]], mode=mode)
-    plane: tuple[Any, ...] = (z, *inside[1:]) if two else inside
-    margin = pads[3 - len(spatial) :]
-    label = class_index(case.label[plane], spec)
+        hu = case.hu[phase][column]
+        seen = slice_input(hu, context, windows_hu=spec.windows_hu, liver=None)
+        # Beyond a slice there is air, which every window shows as 0.
+        image[phase] = np.pad(seen, [(0, 0), *margin])
     visible = None
-    if spec.needs_liver and two:
+    if spec.needs_liver:
         shown = np.tile(case.liver[column][context], (n_windows, 1, 1))
-        visible = np.pad(shown, [(0, 0), *margin])
-    elif spec.needs_liver:
-        shown = np.repeat(case.liver[inside][None], n_windows, axis=0)
         visible = np.pad(shown, [(0, 0), *margin])
     return Sample(
         image=image,
         present=present,
-        label=np.pad(label, margin, constant_values=outside if two else -1),
+        label=np.pad(class_index(case.label[plane], spec), margin, constant_values=outside),
         liver=np.pad(case.liver[plane], margin),
         visible=visible,
     )
+
+
+def _cut_block(
+    case: PreparedCase, spec: InputSpec, start: Voxel, size: Voxel, present: Bool[np.ndarray, " p"]
+) -> Sample:
+    """A block of a volume; beyond the case it goes on as it ends, and is ignored.
+
+    An instance norm would see slabs of air, which no study shows it. Each array is read once.
+    """
+    inside, pads = _overlap(case.label.shape, start, size)
+    image = np.zeros((len(present), spec.channels, *size), np.float32)
+    for phase in np.flatnonzero(present):
+        part: tuple[Any, ...] = (phase, *inside)
+        hu = _padded(case.hu[part], pads, mode="edge")
+        for channel, limits in enumerate(spec.windows_hu):
+            image[phase, channel] = window(hu, limits)
+    label = class_index(case.label[inside], spec)
+    liver = _padded(np.asarray(case.liver[inside]), pads)
+    return Sample(
+        image=image,
+        present=present,
+        label=_padded(label, pads, constant_values=-1),
+        liver=liver,
+        visible=np.repeat(liver[None], spec.channels, axis=0) if spec.needs_liver else None,
+    )
+
+
+def _padded(array: np.ndarray, pads: list[tuple[int, int]], **options: Any) -> np.ndarray:
+    return np.pad(array, pads, **options) if any(map(any, pads)) else array
 
 
 def _through_box(
@@ -266,6 +283,8 @@ def class_index(label: UInt8[np.ndarray, "*spatial"], spec: InputSpec) -> np.nda
     names = spec.class_names
     liver = names.index("liver") if "liver" in names else 0
     tumor = names.index("tumor") if "tumor" in names else liver
+    if (liver, tumor) == (1, 2):
+        return label.astype(np.int64)  # a sixth of the time of looking each of them up
     return np.array([0, liver, tumor], np.int64)[label]
 
 
