@@ -30,6 +30,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -226,9 +227,7 @@ def peer(folder: Path) -> None:
                 chunks_seg=shapes[1][1],
             )
 
-    class Labels:
-        all_labels, has_ignore_label = (0, 1, 2), False
-
+    labels: Any = SimpleNamespace(all_labels=[0, 1, 2], has_ignore_label=False)
     turn = tuple(np.radians((-30.0, 30.0)))
     grown = tuple(int(n) for n in get_patch_size((PATCH,) * 3, turn, turn, turn, (0.85, 1.25)))
     about = {
@@ -267,7 +266,7 @@ def peer(folder: Path) -> None:
             BATCH,
             grown if loader == "nnunet" else (PATCH,) * 3,
             (PATCH,) * 3,
-            Labels(),
+            labels,
             oversample_foreground_percent=FOREGROUND,
             transforms=transforms,
             probabilistic_oversampling=True,
