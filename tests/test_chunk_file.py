@@ -120,6 +120,32 @@ def test_closed_form_a_patch_of_128_costs_less_than_3_4_of_its_bytes(tmp_path):
     assert arrays["hu"].bytes_decompressed - before == 64**3 * 2
 
 
+def test_closed_form_a_drawn_patch_unpacks_no_more_than_its_chunks(tmp_path):
+    """Where to cut is known without a look at the volumes, and each of them is read once."""
+    shape = (140, 200, 150)
+    label = np.zeros(shape, np.uint8)
+    label[20:120, 30:180, 30:120], label[60:64, 90:99, 90:99] = 1, 2
+    arrays = {"hu": bodies((1, *shape)), "label": label, "liver": label > 0}
+    found = opened(tmp_path / "a.chunks", arrays)
+    case = PreparedCase(
+        case_id="a",
+        present=np.ones(1, bool),
+        spacing_mm=(2.47, 1.9, 1.9),
+        contents=slice_contents(label, label > 0),
+        lesions=np.array([[62, 94, 94]], np.int32),
+        foreground=foreground_voxels(label),
+        **found,
+    )
+    spec = spec_3d(patch=(128, 128, 128), needs_liver=True)
+    settings = PatchSettings(foreground_fraction=0.5)
+    for seed in range(6):
+        before = [found[name].bytes_decompressed for name in arrays]
+        draw_patch(case, spec, settings, np.random.default_rng(seed))
+        for name, were in zip(arrays, before, strict=True):
+            unpacked = found[name].bytes_decompressed - were
+            assert 1.0 <= unpacked / (128**3 * found[name].dtype.itemsize) <= 3.4
+
+
 def test_property_threads_read_one_array_at_once(large):
     whole, chunked = large
     wrong, before = [], chunked.bytes_decompressed

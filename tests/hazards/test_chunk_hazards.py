@@ -14,10 +14,16 @@ import numpy as np
 import pytest
 from tiny_training import ROOT
 
+from fake_systems import spec_2d, spec_3d
 from hepar.data import cache as cache_module
 from hepar.data.cache import ArrayCache
 from hepar.data.chunk_file import is_whole, open_chunks, write_chunks
+from hepar.data.cohort import CohortCases
+from hepar.data.tumor_source import CaseSource
 from hepar.errors import InputRefused, ResourceExhausted
+from hepar.geometry import Grid
+from hepar.io.nifti import write_nifti
+from hepar.recipe_data import CohortData
 
 PARTS = {"case": "a", "version": 1}
 SMALL = (1, 6, 5, 4)
@@ -56,13 +62,14 @@ def flipped(good: bytes, at: int) -> bytes:
     return good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]
 
 
-def test_property_TR05_every_flipped_byte_of_chunks_is_noticed(tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.full)])
+def test_property_TR05_flipped_bytes_of_chunks_are_noticed(step, tmp_path, caplog, monkeypatch):
     """Magic number, length, index and each chunk: nothing of the file is beyond a checksum."""
     monkeypatch.setattr("hepar.io.atomic._sync", lambda _: None)  # a disk flush a byte
     ArrayCache(tmp_path).get_chunked(PARTS, Maker())
     path = stored(tmp_path)
     good = path.read_bytes()
-    for at in range(len(good)):
+    for at in (*range(60), *range(60, len(good), step)):
         path.write_bytes(flipped(good, at))
         caplog.clear()
         maker = Maker()
@@ -178,6 +185,66 @@ def test_property_TR05_a_source_that_is_gone_when_it_is_needed_again_is_named(tm
     assert caught.value.code == "E_NO_IMAGE"
 
 
+SPEC = spec_3d(
+    phases=("ART", "PV"),
+    class_names=("liver", "tumor"),
+    spacing_mm=(3.0, 2.0, 2.0),
+    needs_liver=True,
+)
+
+
+def source(folder: Path, cache_dir: Path | None, spec=SPEC) -> CaseSource:
+    data = CohortData(path=folder / "cohort.csv", margin_mm=None, samples_per_case=6)
+    return CaseSource(CohortCases(data, spec, cache_dir=cache_dir), data, spec, seed=0)
+
+
+def cohort_on_disk(folder: Path) -> None:
+    grid = Grid.axial((20, 70, 40), (3.0, 2.0, 2.0))
+    rng = np.random.default_rng(0)
+    label = np.zeros(grid.shape, np.uint8)
+    label[4:18, 8:60, 8:36], label[8:12, 20:30, 20:26] = 1, 2
+    for name in "ab":
+        for phase in ("art", "pv"):
+            hu = rng.integers(-100, 200, grid.shape).astype(np.int16)
+            write_nifti(folder / f"{name}-{phase}.nii", hu, grid)
+        write_nifti(folder / f"{name}-label.nii", label, grid)
+    lines = [f"{n},{n},{n}-art.nii,{n}-pv.nii,{n}-label.nii" for n in "ab"]
+    rows = [f"{lines[0]},train", f"{lines[1]},validation", ""]
+    (folder / "cohort.csv").write_text("\n".join(["case_id,patient_id,art,pv,label,split", *rows]))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_property_TR05_training_goes_on_with_the_right_patches(damage, tmp_path, caplog):
+    """A cohort's file is damaged between two patches; every later one is that of an intact disk."""
+    cohort_on_disk(tmp_path)
+    right, ours = source(tmp_path, None), source(tmp_path, tmp_path / "cache")
+    first = ours.sample(0, 0)
+    np.testing.assert_array_equal(first.image, right.sample(0, 0).image)
+    path = stored(tmp_path / "cache")
+    good = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(flipped(good, len(good) // 2) if damage == "flipped" else good[:5000])
+    for epoch in range(2):
+        for index in range(6):
+            mine, theirs = ours.sample(epoch, index), right.sample(epoch, index)
+            for name in ("image", "label", "liver", "visible"):
+                np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
+    assert ("W_CACHE_REBUILT" in caplog.text) == (damage != "gone")
+    assert path.read_bytes() == good
+
+
+def test_property_TR05_cohorts_of_slices_stay_in_maps(tmp_path):
+    """A slice of a map costs a slice; of chunks it would cost 64."""
+    cohort_on_disk(tmp_path)
+    flat = spec_2d(phases=("PV",), patch=(16, 16), spacing_mm=(3.0, 2.0, 2.0))
+    for number, (spec, suffix) in enumerate(((flat, ".safetensors"), (SPEC, ".chunks"))):
+        source(tmp_path, tmp_path / str(number), spec).sample(0, 0)
+        kept = [p for p in (tmp_path / str(number)).rglob("*") if p.is_file() and p.suffix]
+        assert [p.suffix for p in kept] == [suffix]
+
+
 def _get(folder: Path, number: int, results) -> None:
     gate, done = results
     gate.wait()
@@ -187,6 +254,28 @@ def _get(folder: Path, number: int, results) -> None:
     done.put((number, maker.made, right))
 
 
+def test_property_TR07_two_caches_of_one_folder_make_a_case_once(tmp_path):
+    """Each holds locks of its own, as two processes do."""
+    maker, answers = Maker(LARGE), []
+    gate = threading.Barrier(2)
+
+    def get() -> None:
+        cache = ArrayCache(tmp_path)
+        gate.wait()
+        answers.append(cache.get_chunked(PARTS, maker))
+
+    threads = [threading.Thread(target=get) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert maker.made == 1
+    assert len(answers) == 2
+    for found in answers:
+        assert_right(found, LARGE)
+
+
+@pytest.mark.full
 def test_property_TR07_processes_that_want_one_case_make_it_once(tmp_path):
     context = multiprocessing.get_context("spawn")
     gate, done = context.Barrier(2), context.Queue()
@@ -207,9 +296,9 @@ def test_property_TR07_processes_that_want_one_case_make_it_once(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from test_chunk_hazards import LARGE, arrays
+import numpy as np
 from hepar.data.chunk_file import write_chunks
-made = arrays(LARGE)
+made = dict(np.load(sys.argv[2]))
 print("ready", flush=True)
 while True:
     write_chunks(Path(sys.argv[1]), made)
@@ -220,12 +309,15 @@ while True:
 @pytest.mark.parametrize("kills", [1, pytest.param(25, marks=pytest.mark.full)])
 def test_property_TR05_a_kill_while_chunks_are_written_leaves_all_or_nothing(kills, tmp_path):
     path = tmp_path / "a.chunks"
-    folders = [ROOT / "src", ROOT / "tests", ROOT / "tests" / "hazards"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     rng = np.random.default_rng(0)
+    np.savez(tmp_path / "made.npz", **arrays(LARGE))
     for _ in range(kills):
         process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, path], env=environment, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", WRITER, path, tmp_path / "made.npz"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert process.stdout is not None
         assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "written\n"]
@@ -237,4 +329,4 @@ def test_property_TR05_a_kill_while_chunks_are_written_leaves_all_or_nothing(kil
         assert found is not None
         assert_right(found.arrays, LARGE)
     write_chunks(path, arrays(LARGE))  # sweeps what the dead process left
-    assert [p.name for p in tmp_path.iterdir()] == ["a.chunks"]
+    assert {p.name for p in tmp_path.iterdir()} == {"a.chunks", "made.npz"}
