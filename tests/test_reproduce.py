@@ -16,14 +16,8 @@ from hepar.data.cohort import read_cohort
 from hepar.data.protocol import read_protocol
 from hepar.errors import HeparError, InputRefused, UsageError
 from hepar.evaluate.printed import PrintedTable, differences, read_printed, tabulate
-from hepar.evaluate.run_result import (
-    COLUMNS,
-    CaseResult,
-    LiverResult,
-    RunResult,
-    case_values,
-    figure,
-)
+from hepar.evaluate.run_columns import COLUMNS, case_values, figure
+from hepar.evaluate.run_result import CaseResult, LiverResult, RunResult
 from hepar.evaluate.score import score_case
 from hepar.evaluate.voxel import Overlap, burden_error, dice_global, tumor_burden
 from hepar.geometry import Grid

@@ -1,4 +1,4 @@
-"""A cohort's patients segmented and scored: within their true livers, or in two stages.
+"""A cohort's patients segmented and scored: within their true livers, in two stages, or in one.
 
 Reading and registration are given by the cohort; so is the liver, unless a first stage finds it.
 What is left is what a paper's table compares.
@@ -17,6 +17,7 @@ from torch import nn
 from hepar.data.cache import ArrayCache, Arrays, file_hash
 from hepar.data.cohort import CohortCase, read_case
 from hepar.errors import UsageError
+from hepar.evaluate.lits_lesions import server_lesions
 from hepar.evaluate.run_result import CaseResult
 from hepar.evaluate.score import score_case
 from hepar.geometry import Box, Grid
@@ -142,6 +143,25 @@ def look_in_liver(
     return labels
 
 
+def find_both(
+    system: nn.Module, volumes: Mapping[Phase, Volume], grid: Grid, tiling: Tiling | None = None
+) -> NDArray[np.uint8]:
+    """Liver and tumors in whole images, by a network that needs no liver: the likeliest class.
+
+    Args:
+        system: with the classes `liver` and `tumor`.
+        volumes: on one grid.
+        grid: of the volumes.
+        tiling: memory and device.
+
+    Returns:
+        `(z, y, x)` label map: 0 background, 1 liver, 2 tumor.
+    """
+    classes = ("background", "liver", "tumor")
+    found = _probabilities(system, volumes, grid, None, classes, tiling)
+    return found.argmax(axis=0).astype(np.uint8)
+
+
 def scored_cases(
     cases: Sequence[CohortCase],
     system: nn.Module,
@@ -152,9 +172,10 @@ def scored_cases(
 ) -> Iterator[CaseResult]:
     """Every case segmented and scored on the reference phase's voxels.
 
-    A system without the class `tumor` is scored as a first stage: by the liver it finds. Any other
-    looks at the liver that `first` finds, or without one at the cohort's own. The liver is scored
-    where the system or `first` draws it.
+    A system without the class `tumor` is scored as a first stage: by the liver it finds. One that
+    draws both and was trained on whole fields finds both in whole images, unless `first` is given.
+    Any other looks at the liver that `first` finds, or without one at the cohort's own. The liver
+    is scored where the system or `first` draws it.
 
     Args:
         cases: of a cohort.
@@ -177,7 +198,8 @@ def scored_cases(
         if first is None and not outlines:
             maps = _in_true_liver(case, system, data, device)
         else:
-            maps = _in_whole_image(case, system, device, first)
+            alone = first is None and data.margin_mm is None
+            maps = _in_whole_image(case, system, device, first, alone)
         predicted, truth, spacing_mm = maps
         score = score_case(case.case_id, predicted, truth, spacing_mm, patient_id=case.patient_id)
         yield CaseResult.of(
@@ -185,6 +207,9 @@ def scored_cases(
             case.metadata.get("primary") or case.metadata.get("type") or "",
             found_liver=first is not None or outlines,
             looked_for_tumor=looks_for_tumor,
+            lesions=None
+            if score.lesions is None
+            else server_lesions(predicted, truth, spacing_mm, score.lesions.lits),
         )
 
 
@@ -203,13 +228,16 @@ def _in_true_liver(case: CohortCase, system: nn.Module, data: CohortData, device
 
 
 def _in_whole_image(
-    case: CohortCase, system: nn.Module, device: str, first: FirstStage | None
+    case: CohortCase, system: nn.Module, device: str, first: FirstStage | None, alone: bool
 ) -> _Maps:
     """Predicted and true label map of the whole image, and its spacing."""
     volumes, label, liver = _on_label(case, cast(System, system).input_spec)
     truth = np.where(label.array == TUMOR, TUMOR, liver).astype(np.uint8)
     tiling = Tiling(device=device)
-    if "tumor" in cast(System, system).input_spec.class_names:
+    spec = cast(System, system).input_spec
+    if "tumor" in spec.class_names and alone and spec.liver_crop is None:
+        predicted = find_both(system, volumes, label.grid, tiling)
+    elif "tumor" in spec.class_names:
         seen = liver if first is None else first(case)
         predicted = look_in_liver(system, volumes, label.grid, seen, tiling)
     else:

@@ -41,7 +41,7 @@ THRESHOLDS = (0.0, 0.5)
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """Reference lesions taken as one, and the predictions that go to them; ids rise."""
 
     reference: tuple[int, ...]
@@ -72,7 +72,7 @@ def lits_detection(
     if mode == "compat":
         found = _server_detections(overlaps, groups, threshold)
         return DetectionCounts(len(overlaps.reference), len(overlaps.predicted), found, found)
-    accepted = [g for g in groups if _iou(overlaps, g) > threshold]
+    accepted = accepted_groups(overlaps, threshold)
     return DetectionCounts(
         len(overlaps.reference),
         len(overlaps.predicted),
@@ -81,7 +81,12 @@ def lits_detection(
     )
 
 
-def _groups(overlaps: LesionOverlaps) -> list[_Group]:
+def accepted_groups(overlaps: LesionOverlaps, threshold: float) -> list[Group]:
+    """The groups whose intersection over union lies above the threshold."""
+    return [group for group in _groups(overlaps) if _iou(overlaps, group) > threshold]
+
+
+def _groups(overlaps: LesionOverlaps) -> list[Group]:
     """The groups that some prediction goes to."""
     best: dict[int, tuple[int, int]] = {}
     for (p, r), voxels in overlaps.shared.items():
@@ -98,10 +103,10 @@ def _groups(overlaps: LesionOverlaps) -> list[_Group]:
     for p in sorted(on_group):
         _, goes_to = min((-voxels, group) for group, voxels in on_group[p].items())
         gathered[goes_to].append(p)
-    return [_Group(reference, tuple(predicted)) for reference, predicted in gathered.items()]
+    return [Group(reference, tuple(predicted)) for reference, predicted in gathered.items()]
 
 
-def _iou(overlaps: LesionOverlaps, group: _Group) -> float:
+def _iou(overlaps: LesionOverlaps, group: Group) -> float:
     both = _shared(overlaps, group.predicted, group.reference)
     total = sum(overlaps.predicted[p] for p in group.predicted)
     return both / (total + sum(overlaps.reference[r] for r in group.reference) - both)
@@ -113,7 +118,7 @@ def _shared(
     return sum(overlaps.shared.get((p, r), 0) for p in predicted for r in reference)
 
 
-def _server_detections(overlaps: LesionOverlaps, groups: list[_Group], threshold: float) -> int:
+def _server_detections(overlaps: LesionOverlaps, groups: list[Group], threshold: float) -> int:
     """The server's count of detections, faults included."""
     standing = {g.reference[0]: g.predicted for g in groups}
     detected = len(groups)

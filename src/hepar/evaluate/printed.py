@@ -8,16 +8,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from hepar import strict_yaml
 from hepar.errors import UsageError
-from hepar.evaluate.run_result import (
+from hepar.evaluate.run_columns import (
     COLUMNS,
     LIVER_COLUMNS,
     LIVER_NOTES,
     NOTES,
-    CaseResult,
+    SERVER_COLUMNS,
+    SERVER_COUNTS,
+    SERVER_NOTES,
     case_values,
     figure,
     is_scored,
 )
+from hepar.evaluate.run_result import CaseResult
 from hepar.evaluate.tables import Row, Table, versus
 
 OURS = ("asd_both", "recall", "false")
@@ -64,7 +67,7 @@ class PrintedTable(_Strict):
 
     Attributes:
         title: as a heading.
-        columns: keys of `run_result.COLUMNS`, in the paper's order.
+        columns: keys of `run_columns.COLUMNS`, in the paper's order.
         baseline: the row that all others are compared with.
         rows: in the paper's order.
         notes: for readers.
@@ -153,6 +156,8 @@ def tabulate(printed: PrintedTable, runs: Runs, notes: tuple[str, ...] = ()) -> 
         rows.append(Row(row.name, said, ours, quoted=not row.recipe))
     columns = tuple(COLUMNS[key] for key in keys)
     standing = (*NOTES, *LIVER_NOTES) if livers else NOTES
+    if set(printed.columns) & {*SERVER_COLUMNS, *SERVER_COUNTS}:
+        standing = (*standing, *SERVER_NOTES)
     return Table(printed.title, columns, tuple(rows), (*standing, *printed.notes, *notes))
 
 

@@ -35,6 +35,7 @@ from hepar.systems.table import build
 from hepar.train.checkpoint import TrainState, starting_model, write_tensors
 from hepar.train.history import History
 from hepar.train.interrupt import StopRequest
+from hepar.train.precision import check_precision
 from hepar.train.recovery import LAST, PREVIOUS, Checkpoints
 from hepar.train.repeatable import Deterministic, mixed_seed
 from hepar.train.same_run import RECIPE, check_data, check_recipe, write_recipe
@@ -106,7 +107,6 @@ def train(
         Interrupted: `E_INTERRUPTED`, on SIGTERM or SIGINT, with a checkpoint written.
     """
     device = torch.device(device)
-    _check_precision(recipe, device)
     if recipe.schedule.counted_in == "epochs":
         with torch.device("meta"):
             spec: InputSpec = cast(Any, build(recipe.system)).input_spec
@@ -150,6 +150,7 @@ class _Run:
         torch.manual_seed(mixed_seed(recipe.seed, _INIT, 0))
         model: Any = starting_model(recipe).to(device)
         self.spec: InputSpec = model.input_spec
+        check_precision(recipe, device, self.spec)
         if self.schedule.channels_last:
             layouts = {2: torch.channels_last, 3: torch.channels_last_3d}
             model = model.to(memory_format=layouts[self.spec.dims])
@@ -363,16 +364,6 @@ class _Run:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _check_precision(recipe: Recipe, device: torch.device) -> None:
-    if recipe.schedule.precision == "fp16" and device.type != "cuda":
-        raise UsageError(
-            "E_RECIPE",
-            "train",
-            f"schedule.precision fp16 trains on CUDA only, the device is {device.type}.",
-            "Use --set schedule.precision=bf16 or fp32.",
-        )
 
 
 def _not_finite(step: int) -> UsageError:

@@ -1,0 +1,42 @@
+"""Whether a device computes what a recipe asks for, in the precision that it asks for."""
+
+from __future__ import annotations
+
+import torch
+
+from hepar.errors import UsageError
+from hepar.recipe import Recipe
+from hepar.systems.base import InputSpec
+
+
+def check_precision(recipe: Recipe, device: torch.device, spec: InputSpec) -> None:
+    """Refuse what would fail, or would be wrong without failing.
+
+    Args:
+        recipe: what is trained.
+        device: where.
+        spec: of its system.
+
+    Raises:
+        UsageError: `E_RECIPE`: fp16 without CUDA; or bf16 on the CPU where a level of a 3D network
+            is two slices deep: the weight gradients of 3x3x3 convolutions are garbage there (oneDNN
+            as of PyTorch 2.13, always at that depth and never at another), often finite.
+    """
+    precision = recipe.schedule.precision
+    if precision == "fp16" and device.type != "cuda":
+        raise _refuse(
+            f"schedule.precision fp16 trains on CUDA only, the device is {device.type}.",
+            "Use --set schedule.precision=bf16 or fp32.",
+        )
+    if precision == "bf16" and device.type == "cpu" and spec.dims == 3:
+        halvings = range(spec.stride.bit_length())
+        if any(spec.patch[0] == 2 << halving for halving in halvings):
+            raise _refuse(
+                f"a level of the network is two slices deep (patch {spec.patch}), where CPUs "
+                "compute wrong gradients in bf16.",
+                "Use --set schedule.precision=fp32, or another depth of system.patch.",
+            )
+
+
+def _refuse(message: str, remedy: str) -> UsageError:
+    return UsageError("E_RECIPE", "train", message, remedy)
