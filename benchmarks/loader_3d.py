@@ -399,7 +399,9 @@ def main() -> None:
     if theirs is not None:
         theirs.close()
     document = {
-        "command": "python " + " ".join(sys.argv),
+        "command": "python benchmarks/loader_3d.py --data FOLDER "
+        f"--rounds {options.rounds} --batches {options.batches}",
+        "beside": "other work of the machine, where the load average is above its cores",
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
