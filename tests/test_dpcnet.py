@@ -67,7 +67,7 @@ def _batch(model: Dpcnet, samples: int = 2, size: int = 16, seed: int = 0) -> Ba
     axis = torch.arange(size) - size / 2 + 0.5
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     far, near = (z**2 + y**2 + x**2).sqrt(), (z**2 + (y - 2) ** 2 + (x + 2) ** 2).sqrt()
-    label = (far < 0.42 * size).long() + (near < 0.16 * size).long()
+    label = (far < 0.42 * size).long() + (near < 0.22 * size).long()
     label = label.expand(samples, -1, -1, -1)
     phases = len(model.settings.phases)
     shade = torch.tensor([0.2, 0.7, 0.4])[label][:, None, None].expand(-1, phases, -1, -1, -1, -1)

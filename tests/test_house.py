@@ -44,7 +44,7 @@ FLAGS = {
         "--device",
         "--quiet",
     },
-    "info": {"--preset", "--json"},
+    "info": {"--preset", "--plan", "--fold", "--out", "--quiet", "--json"},
     "demo": {"--out", "--seed", "--device", "--quiet"},
 }
 

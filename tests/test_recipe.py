@@ -79,6 +79,12 @@ TOY = {
 
 # Of rows only sizes are changed, never what makes the row.
 TOY_ROW = {
+    "nnunet": (
+        "system.patch=[8, 16, 16]",
+        "system.channels=[4, 8]",
+        "system.strides=[[2, 2, 2]]",
+        "system.kernels=[[3, 3, 3], [3, 3, 3]]",
+    ),
     "sam_urim": (
         "system.base_width=16",
         "system.patch=[32, 32]",

@@ -22,6 +22,7 @@ from hepar.systems.baselines.context_unet3d.settings import ContextUnet3dSetting
 from hepar.systems.baselines.mc_fcn.settings import McFcnSettings
 from hepar.systems.baselines.multiphase_unet3d.settings import MultiphaseUnet3dSettings
 from hepar.systems.baselines.mw_unet.settings import MwUnetSettings
+from hepar.systems.baselines.nnunet.settings import NnunetSettings
 from hepar.systems.baselines.pa_resseg.settings import PaRessegSettings
 from hepar.systems.dpcnet.settings import DpcnetSettings
 from hepar.systems.e2net.settings import E2netSettings
@@ -35,6 +36,7 @@ SystemSettings = Annotated[
     | MultiphaseUnet3dSettings
     | McFcnSettings
     | MwUnetSettings
+    | NnunetSettings
     | PaRessegSettings,
     Field(discriminator="name"),
 ]
@@ -44,6 +46,7 @@ class Schedule(Strict):
     """Optimizer and length of a run.
 
     Attributes:
+        optimizer: `nesterov` is sgd with Nesterov's momentum.
         steps: the length, or the most that a run may take which ends on a plateau.
         counted_in: what `steps`, `warmup`, `lr_every` and `validate_every` count; epochs become
             steps once the data are known (`train.schedule.in_steps`).
@@ -62,7 +65,7 @@ class Schedule(Strict):
         validate_every: 0 validates at the end only.
     """
 
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "nesterov", "adam", "adamw"] = "sgd"
     lr: Positive = 5e-4
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     weight_decay: NonNegative = 1e-4
@@ -87,9 +90,11 @@ class Schedule(Strict):
     channels_last: bool = True
 
     @model_validator(mode="after")
-    def _sees_a_plateau(self) -> Schedule:
+    def _possible(self) -> Schedule:
         if self.lr_schedule == "plateau" and self.validate_every == 0:
             raise ValueError("lr_schedule plateau needs validate_every above 0")
+        if self.optimizer == "nesterov" and self.momentum == 0:
+            raise ValueError("optimizer nesterov needs a momentum above 0")
         return self
 
 

@@ -62,14 +62,16 @@ def describe_system(name: str, preset: str | None) -> dict[str, Any]:
     entry = lookup(name)
     module = importlib.import_module(entry.module)
     settings: Any = entry.settings
-    present = torch.ones(1, len(settings.preset(chosen).phases), dtype=torch.bool)
     # Fake tensors have shapes and no data: the paper's preset is counted in a second.
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
         model = getattr(module, entry.network)(settings.preset(chosen)).eval()
-        spec = model.input_spec
-        size = (1, len(spec.phases), spec.channels, *spec.patch)
-        with FlopCounterMode(display=False) as counter:
-            model(torch.empty(size), present)
+    spec = model.input_spec
+    size = (1, len(spec.phases), spec.channels, *spec.patch)
+    # Networks read it as Python values, so that it has to be real.
+    present = torch.ones(1, len(spec.phases), dtype=torch.bool)
+    with fake, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(size), present)
     return {
         "system": name,
         "preset": chosen,
@@ -78,8 +80,15 @@ def describe_system(name: str, preset: str | None) -> dict[str, Any]:
         "classes": list(spec.class_names),
         "input": list(size),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "modules": module.module_parameters(model),
+        "modules": getattr(module, "module_parameters", _children)(model),
         "gflops": round(counter.get_total_flops() / 1e9, 3),
+    }
+
+
+def _children(model: Any) -> dict[str, int]:
+    """Parameters by attribute, of a network whose parts no paper names."""
+    return {
+        name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()
     }
 
 

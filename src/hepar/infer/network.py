@@ -151,8 +151,9 @@ class Network:
         """Probabilities at the size of `image`, padded to the stride on the way."""
         sizes = image.shape[3:]
         padding: list[int] = []
-        for size in reversed(sizes):
-            padding += [0, -size % self.stride]
+        strides = cast(System, self.module).input_spec.axis_strides or (self.stride,) * len(sizes)
+        for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
+            padding += [0, -size % stride]
         image = nn.functional.pad(image, padding).to(self.device)
         present = present.to(self.device)
         kind = self.device.type

@@ -23,7 +23,9 @@ def windows(
     """
     if size >= length:
         return [0], [np.ones(length, dtype=np.float32)]
-    step = max(1, int(size * (1.0 - overlap)) // stride * stride)
+    step = int(size * (1.0 - overlap))
+    # A window shorter than two strides, along an axis that needs less than the largest of them.
+    step = step // stride * stride or max(1, step)
     starts = sorted({*range(0, length - size, step), length - size})
     distance = (np.arange(size) - (size - 1) / 2) / (size / 8)
     bell = np.maximum(np.exp(-0.5 * distance**2), 1e-3)

@@ -40,6 +40,7 @@ class InputSpec:
         spacing_mm: (z, y, x) working spacing; `None` keeps the case's own.
         patch: spatial size of a training patch, (y, x) or (z, y, x).
         stride: spatial sizes given to `forward` must be multiples of this.
+        axis_strides: of each axis, where they differ; `stride` is then the largest of them.
         needs_liver: voxels outside the liver mask are set to the lower bound of the window.
         needs_all_phases: the network cannot lack a phase (`E_PHASES_REQUIRED`).
         window: 3D only: the largest window at use, (z, y, x); None takes the largest that memory
@@ -63,6 +64,7 @@ class InputSpec:
     needs_liver: bool
     needs_all_phases: bool = False
     window: tuple[int, int, int] | None = None
+    axis_strides: tuple[int, ...] | None = None
     slice_offsets: tuple[int, ...] | None = None
     refines: bool = False
     liver_crop: LiverCrop | None = None

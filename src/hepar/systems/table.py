@@ -17,6 +17,7 @@ from hepar.systems.baselines.context_unet3d.settings import ContextUnet3dSetting
 from hepar.systems.baselines.mc_fcn.settings import McFcnSettings
 from hepar.systems.baselines.multiphase_unet3d.settings import MultiphaseUnet3dSettings
 from hepar.systems.baselines.mw_unet.settings import MwUnetSettings
+from hepar.systems.baselines.nnunet.settings import NnunetSettings
 from hepar.systems.baselines.pa_resseg.settings import PaRessegSettings
 from hepar.systems.dpcnet.settings import DpcnetSettings
 from hepar.systems.e2net.settings import E2netSettings
@@ -56,6 +57,7 @@ SYSTEMS: dict[str, Entry] = {
     "mc_fcn": Entry(McFcnSettings, "hepar.systems.baselines.mc_fcn.system", "McFcn"),
     "mw_unet": Entry(MwUnetSettings, "hepar.systems.baselines.mw_unet.system", "MwUnet"),
     "pa_resseg": Entry(PaRessegSettings, "hepar.systems.baselines.pa_resseg.system", "PaResseg"),
+    "nnunet": Entry(NnunetSettings, "hepar.systems.baselines.nnunet.system", "Nnunet"),
 }
 
 

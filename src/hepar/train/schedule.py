@@ -55,9 +55,13 @@ def in_steps(recipe: Recipe, samples: int) -> Recipe:
 def optimizer(schedule: Schedule, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a schedule, over all parameters."""
     s = schedule
-    if s.optimizer == "sgd":
+    if s.optimizer in ("sgd", "nesterov"):
         return torch.optim.SGD(
-            model.parameters(), lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay
+            model.parameters(),
+            lr=s.lr,
+            momentum=s.momentum,
+            weight_decay=s.weight_decay,
+            nesterov=s.optimizer == "nesterov",
         )
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[s.optimizer]
     return kind(model.parameters(), lr=s.lr, weight_decay=s.weight_decay)

@@ -149,17 +149,14 @@ def reproduce(
     from hepar.reproduce import Job
     from hepar.reproduce import reproduce as run
 
-    def table_of(path: Path) -> Path:
-        return path / "cohort.csv" if path.is_dir() else path
-
     with progress(quiet) as step:
         job = Job(
             system=system,
-            cohort=table_of(cohort),
+            cohort=_table_of(cohort),
             scale=scale,
             out=out,
             fold=fold,
-            holdout=None if holdout is None else table_of(holdout),
+            holdout=None if holdout is None else _table_of(holdout),
             seeds=seeds,
             rows=rows,
             overrides=overrides,
@@ -177,10 +174,41 @@ def info(
     ] = None,
     /,
     *,
-    preset: Annotated[str | None, arg(help="Preset of the system.")] = None,
+    preset: Annotated[
+        str | None, arg(help="Preset of the system, or 3d_fullres or 3d_lowres of a plan.")
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        arg(metavar="COHORT", help="nnunet: plan it for this cohort, and write the recipe."),
+    ] = None,
+    fold: Annotated[
+        int | None,
+        arg(help="Of a plan: held out; by default, the validation split or the first fold."),
+    ] = None,
+    out: Annotated[
+        Path | None, arg(aliases=["-o"], help="Of a plan: folder for the recipe.")
+    ] = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Describe the systems, one system (parameters, modules, GFLOPs), or a model folder."""
+    if plan is not None:
+        if subject != "nnunet":
+            raise UsageError(
+                "E_USAGE",
+                "cli",
+                f"--plan plans nnunet, not {subject!r}.",
+                "Write it as hepar info nnunet --plan cohort.csv.",
+            )
+        _plan(_table_of(plan), preset or "3d_fullres", fold, out, quiet, as_json)
+        return
+    if fold is not None or out is not None:
+        raise UsageError(
+            "E_USAGE",
+            "cli",
+            "--fold and --out belong to a plan.",
+            "Give --plan too, or leave them out.",
+        )
     from hepar.infer.describe import describe
 
     document = describe(subject, preset)
@@ -193,3 +221,32 @@ def info(
             sys.stdout.writelines(f"  {k:<14} {format_number(v)}\n" for k, v in value.items())
         else:
             sys.stdout.write(f"{key}: {format_number(value)}\n")
+
+
+def _plan(
+    cohort: Path, name: str, fold: int | None, out: Path | None, quiet: bool, as_json: bool
+) -> None:
+    """A cohort's nnU-Net as a recipe: on stdout, or in a folder and its path on stdout."""
+    from hepar.data.planned_recipe import planned_recipe
+    from hepar.io.atomic import check_writable, staged_folder
+
+    if out is not None:
+        check_writable(out)
+    with progress(quiet) as step:
+        step("read the training cases")
+        planned = planned_recipe(
+            cohort,
+            fold=fold,
+            configuration=name,
+            progress=lambda done, total, case: step.note(f"{case} ({done + 1} of {total})"),
+        )
+    text, file = planned.text(), f"{planned.recipe.name}.yaml"
+    if out is not None:
+        with staged_folder(out) as folder:
+            (folder / file).write_text(text, encoding="utf-8")
+        text = f"{out / file}\n"
+    sys.stdout.write(json.dumps(planned.document(), indent=2) + "\n" if as_json else text)
+
+
+def _table_of(path: Path) -> Path:
+    return path / "cohort.csv" if path.is_dir() else path

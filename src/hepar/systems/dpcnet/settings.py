@@ -134,6 +134,8 @@ class DpcnetSettings(BaseModel):
 _UNET3D: dict[str, object] = {"backbone": "unet3d"}
 _BARE: dict[str, object] = {"spacor": "none", "semcor": "none"}
 _BASELINE: dict[str, object] = {**_UNET3D, **_BARE, "deep_supervision": False}
+# Few steps: Eq. 12 says most of the background, and no tumor would be marked.
+_PHANTOMS: dict[str, object] = {"spacing_mm": None, "dice": "per_class", "dice_background": False}
 PRESETS: dict[str, dict[str, object]] = {
     # Table 2, last row: PFE with both modules.
     "paper": {},
@@ -150,9 +152,9 @@ PRESETS: dict[str, dict[str, object]] = {
     # "A 5-level contracting and expanding path and a bottleneck": outside the printed overhead.
     "six_stages": {"stages": 6},
     # Half of every width on phantoms, for comparisons on one GPU.
-    "reduced": {"width": 16, "patch": (32, 128, 128), "spacing_mm": None},
+    "reduced": {"width": 16, "patch": (32, 128, 128), **_PHANTOMS},
     # A quarter, for comparisons without a GPU.
-    "toy": {"width": 8, "patch": (32, 64, 64), "spacing_mm": None},
+    "toy": {"width": 8, "patch": (32, 64, 64), **_PHANTOMS},
     # Future work named by the paper: several phases.
     "multiphase": {"phases": PHASES},
 }

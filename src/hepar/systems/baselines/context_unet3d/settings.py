@@ -51,8 +51,10 @@ class ContextUnet3dSettings(BaseModel):
         Raises:
             KeyError: no preset of that name.
         """
-        presets = {
-            "coarse": cls(),
-            "tiny": cls(widths=(4, 8), patch=(16, 16, 16)),
-        }
-        return presets[name]
+        return cls.model_validate(PRESETS[name])
+
+
+PRESETS: dict[str, dict[str, object]] = {
+    "coarse": {},
+    "tiny": {"widths": (4, 8), "patch": (16, 16, 16)},
+}

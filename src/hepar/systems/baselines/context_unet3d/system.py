@@ -82,11 +82,13 @@ class ContextUnet3d(nn.Module):
         self, image: Float[Tensor, "b p c z y x"], present: Bool[Tensor, "b p"]
     ) -> Float[Tensor, "b k z y x"]:
         """Logits; zero for a sample whose one phase is absent, which never enters the trunk."""
-        rows = present[:, 0]
-        if bool(rows.all()):
+        # Read once as Python values: one synchronization a forward pass, constants when traced.
+        known = [row[0] for row in present.tolist()]
+        if all(known):
             return self.trunk(image[:, 0])
         logits = image.new_zeros((image.shape[0], len(CONTEXT_CLASSES), *image.shape[3:]))
-        if bool(rows.any()):
+        rows = present[:, 0]
+        if any(known):
             logits[rows] = self.trunk(image[rows, 0]).to(logits.dtype)
         return logits
 

@@ -48,8 +48,10 @@ class MultiphaseUnet3dSettings(BaseModel):
         Raises:
             KeyError: no preset of that name.
         """
-        presets = {
-            "lite": cls(),
-            "tiny": cls(widths=(4, 8), patch=(16, 16, 16), spacing_mm=(4.0, 4.0, 4.0)),
-        }
-        return presets[name]
+        return cls.model_validate(PRESETS[name])
+
+
+PRESETS: dict[str, dict[str, object]] = {
+    "lite": {},
+    "tiny": {"widths": (4, 8), "patch": (16, 16, 16), "spacing_mm": (4.0, 4.0, 4.0)},
+}

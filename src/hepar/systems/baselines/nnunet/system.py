@@ -1,0 +1,175 @@
+"""nnU-Net: a plain 3D U-Net, as wide, deep and anisotropic as its plan says.
+
+Isensee F. et al.: nnU-Net: a self-configuring method for deep learning-based biomedical image
+segmentation, Nature Methods 18, 2021, Methods and Supplementary Note 2. Compared with in DPC-Net,
+Table 5, and LIDIA.
+
+| nnU-Net | code | shape |
+|---|---|---|
+| z-scores of clipped HU | `z_scores` | b, p, z, y, x |
+| features of each level of the decoder | `trunk` (`networks/unet3d.py`) | b, C_i, size / strides |
+| logits of level i | `forward`, `heads` | b, 3, size / strides |
+| loss | `loss`: sum of w_i (CE + Dice), w_i = 1/2^i, normalized, the coarsest dropped | |
+
+Several phases are channels of the input (early concatenation), so that none may be absent:
+`E_PHASES_REQUIRED`.
+
+Differs from nnU-Net: the coarsest level of the decoder, which has weight 0 there, has no head here;
+1 is added to the Dice loss. The image arrives clipped and scaled to [0, 1] by the widest window of
+the phases, is clipped to each phase's own, and is turned into z-scores here: augmentation comes
+before, not after, and changes [0, 1]. Cases are never resampled to slices thinner than their own.
+Batch, optimizer, over-sampling of foreground, augmentation and the blending of windows are the
+recipe's. No ensemble, no mirroring at use, no removal of all but the largest component.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from hepar.losses import cross_entropy, soft_dice
+from hepar.networks.unet3d import PyramidUNet3d
+from hepar.systems.base import Batch, InputSpec
+from hepar.systems.baselines.nnunet.settings import NnunetSettings
+
+CLASSES = ("background", "liver", "tumor")
+Pyramid = list[Float[Tensor, "b k _ _ _"]]
+
+
+class Nnunet(nn.Module):
+    """The network and its loss.
+
+    Args:
+        settings: a plan.
+
+    Attributes:
+        weights: of the loss at each supervised level, finest first.
+    """
+
+    low: Tensor
+    high: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, settings: NnunetSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        lows, highs = zip(*settings.windows_hu, strict=True)
+        self.window_hu = (min(lows), max(highs))
+        self.input_spec = InputSpec(
+            dims=3,
+            phases=settings.phases,
+            class_names=CLASSES,
+            windows_hu=(self.window_hu,),
+            slice_offsets_mm=(0.0,),
+            spacing_mm=settings.spacing_mm,
+            patch=settings.patch,
+            stride=max(settings.divisor),
+            needs_liver=False,
+            needs_all_phases=True,
+            window=settings.patch,
+            axis_strides=settings.divisor,
+        )
+        for name, values in (
+            ("low", lows),
+            ("high", highs),
+            ("mean", settings.means_hu),
+            ("std", settings.stds_hu),
+        ):
+            # Known from the settings: not among the weights.
+            self.register_buffer(name, torch.tensor(values), persistent=False)
+        self.trunk = PyramidUNet3d(
+            len(settings.phases),
+            settings.channels,
+            norm="instance",
+            down="strided",
+            strides=settings.strides,
+            kernels=settings.kernels,
+        )
+        self.weights = level_weights(len(self.trunk.widths) if settings.deep_supervision else 1)
+        widths = self.trunk.widths[: len(self.weights)]
+        heads = [nn.Conv3d(width, len(CLASSES), 1) for width in widths]
+        for head in heads:
+            nn.init.kaiming_normal_(head.weight, a=0.01)
+            nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+        self.heads = nn.ModuleList(heads)
+
+    def z_scores(self, image: Float[Tensor, "b p 1 z y x"]) -> Float[Tensor, "b p z y x"]:
+        """From windows in [0, 1] to z-scores of HU clipped to each phase's window."""
+        widest_low, widest_high = self.window_hu
+        hu = image.squeeze(2) * (widest_high - widest_low) + widest_low
+        low, high, mean, std = (
+            values.view(-1, 1, 1, 1) for values in (self.low, self.high, self.mean, self.std)
+        )
+        return (hu.clamp(low, high) - mean) / std
+
+    def targets(self, batch: Batch) -> list[Int[Tensor, "b _ _ _"]]:
+        """The label at each supervised level; of 2 voxels along an axis the second is taken."""
+        # As nnU-Net, which down-samples to the nearest voxel center and rounds up.
+        labels, at = [batch.label], [1, 1, 1]
+        for step in self.settings.strides[: len(self.weights) - 1]:
+            at = [n * s for n, s in zip(at, step, strict=True)]
+            z, y, x = (slice(n // 2, None, n) for n in at)
+            labels.append(batch.label[:, z, y, x])
+        return labels
+
+    def forward(self, image: Float[Tensor, "b p 1 z y x"], present: Bool[Tensor, "b p"]) -> Pyramid:
+        """Logits of each supervised level, finest first.
+
+        Raises:
+            ValueError: wrong shapes, a spatial size that is not a multiple of the strides, or a
+                sample that lacks a phase.
+        """
+        phases = self.settings.phases
+        if image.shape[1] != len(phases) or present.shape != image.shape[:2]:
+            raise ValueError(
+                f"expected {len(phases)} phases {phases}, got an image of "
+                f"{tuple(image.shape)} and presence of {tuple(present.shape)}"
+            )
+        # Read once as Python values: one synchronization a forward pass, constants when traced.
+        if not all(all(row) for row in present.tolist()):
+            raise ValueError(f"this network needs all of {phases}")
+        features = self.trunk(self.z_scores(image))
+        return [head(x) for head, x in zip(self.heads, features, strict=False)]
+
+    def loss(
+        self, outputs: Pyramid, targets: Sequence[Int[Tensor, "b _ _ _"]]
+    ) -> Float[Tensor, ""]:
+        """Weighted sum over levels of cross-entropy + 1 - soft Dice; float32, -1 is ignored.
+
+        Raises:
+            ValueError: not as many labels as logits.
+        """
+        smooth, per_sample = self.settings.dice_smooth, not self.settings.batch_dice
+        losses = [
+            weight
+            * (
+                cross_entropy(logits, label)
+                + soft_dice(logits, label, smooth=smooth, per_sample=per_sample)
+            )
+            for weight, logits, label in zip(self.weights, outputs, targets, strict=True)
+        ]
+        return torch.stack(losses).sum()
+
+    def decode(self, outputs: Pyramid) -> Float[Tensor, "b k z y x"]:
+        """Probabilities of the finest level, float32."""
+        return outputs[0].float().softmax(dim=1)
+
+
+def level_weights(levels: int) -> tuple[float, ...]:
+    """1/2^i of each level but the coarsest, summing to 1; of a level alone it is 1."""
+    raw = [0.5**level for level in range(max(1, levels - 1))]
+    return tuple(weight / sum(raw) for weight in raw)
+
+
+def module_parameters(model: Nnunet) -> dict[str, int]:
+    """Parameters of each part."""
+    parts = {
+        "encoder": model.trunk.encoder,
+        "decoder": model.trunk.decoder,
+        "heads": model.heads,
+    }
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}

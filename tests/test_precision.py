@@ -1,0 +1,58 @@
+"""What is not trained in a precision that the device gets wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fake_systems import spec_2d, spec_3d
+from hepar.errors import UsageError
+from hepar.recipe import parse_recipe
+from hepar.train.precision import check_precision
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def _recipe(precision: str):
+    return parse_recipe(
+        {
+            "name": "a",
+            "system": {"name": "dpcnet", "preset": "toy"},
+            "data": {"kind": "phantom"},
+            "schedule": {"steps": 1, "precision": precision},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("depth", "refused"), [(16, True), (32, True), (2, True), (24, False), (64, False)]
+)
+def test_closed_form_bfloat16_on_two_slices_is_refused_on_the_cpu(depth, refused):
+    spec = spec_3d(patch=(depth, 32, 32), stride=16)
+    for device, precision in ((CPU, "fp32"), (CUDA, "bf16")):
+        check_precision(_recipe(precision), device, spec)
+    check_precision(_recipe("bf16"), CPU, spec_2d())
+    if not refused:
+        check_precision(_recipe("bf16"), CPU, spec)
+        return
+    with pytest.raises(UsageError, match="two slices deep") as caught:
+        check_precision(_recipe("bf16"), CPU, spec)
+    assert caught.value.code == "E_RECIPE"
+    assert "fp32" in caught.value.remedy
+
+
+def test_closed_form_half_precision_needs_cuda():
+    with pytest.raises(UsageError, match="fp16 trains on CUDA"):
+        check_precision(_recipe("fp16"), CPU, spec_2d())
+    check_precision(_recipe("fp16"), CUDA, spec_2d())
+
+
+@pytest.mark.parametrize("depth", [3, 4, 5, 8])
+def test_oracle_gradients_in_bfloat16_are_right_at_other_depths(depth):
+    torch.manual_seed(0)
+    layer = torch.nn.Conv3d(16, 16, 3, padding=1)
+    x, g = torch.randn(2, 2, 16, depth, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(layer(x), layer.weight, g.bfloat16())[0]
+    exact = torch.autograd.grad(layer(x), layer.weight, g)[0]
+    assert (found - exact).abs().max() < 0.02 * exact.abs().max()
