@@ -306,7 +306,7 @@ def test_regression_overfits_one_batch():
         {"channels": (4, 6, 8)},
         {"kernels": ((2, 3, 3), *TINY["kernels"][1:])},
         {"phases": ("PV", "ART")},
-        {"dice_background": True},
+        {"dice": "joint"},
         {"window_hu": (200.0, 0.0)},
         {"window_hu": ()},
         {"window_hu": ((0.0, 200.0), (0.0, 200.0))},

@@ -15,9 +15,16 @@ from hepar import reproduce as module
 from hepar.data.cohort import read_cohort
 from hepar.data.protocol import read_protocol
 from hepar.errors import HeparError, InputRefused, UsageError
+from hepar.evaluate.lits_lesions import server_lesions
 from hepar.evaluate.printed import PrintedTable, differences, read_printed, tabulate
 from hepar.evaluate.run_columns import COLUMNS, case_values, figure
-from hepar.evaluate.run_result import CaseResult, LiverResult, RunResult
+from hepar.evaluate.run_result import (
+    CaseResult,
+    DetectedResult,
+    LiverResult,
+    RunResult,
+    ServerResult,
+)
 from hepar.evaluate.score import score_case
 from hepar.evaluate.voxel import Overlap, burden_error, dice_global, tumor_burden
 from hepar.geometry import Grid
@@ -213,7 +220,9 @@ def test_oracle_a_case_is_segmented_as_the_network_says(cohort, tmp_path):
     found = predict(system, hu, SPACING, liver=liver.liver[box], classes=("tumor",))[0] >= 0.5
     truth = label.array[box]
     predicted = np.where(found & (truth > 0), 2, truth > 0).astype(np.uint8)
-    expected = CaseResult.of(score_case("c3", predicted, truth, SPACING, patient_id="P-c3"), "cyst")
+    score = score_case("c3", predicted, truth, SPACING, patient_id="P-c3")
+    lesions = server_lesions(predicted, truth, SPACING, score.lesions.lits)
+    expected = CaseResult.of(score, "cyst", lesions=lesions)
     kept = RunResult.read(tmp_path / "add-toy-0.json").cases[0]
     assert kept == expected
 
@@ -279,6 +288,36 @@ def liver(both: int, predicted: int, reference: int) -> LiverResult:
     plain = result("x", both=both, predicted=predicted, reference=reference)
     names = ("outcome", "dice", "assd_mm", "overlap", "predicted", "reference")
     return LiverResult(**{name: getattr(plain, name) for name in names})
+
+
+def test_closed_form_figures_of_the_challenges_server_and_of_hd95():
+    def server(n_reference: int, n_predicted: int, *detected: tuple[float, ...]) -> ServerResult:
+        names = ("dice", "rvd", "assd_mm", "msd_mm")
+        return ServerResult(
+            n_reference=n_reference,
+            n_predicted=n_predicted,
+            tp_reference=len(detected),
+            tp_predicted=len(detected),
+            detected=tuple(
+                DetectedResult(**dict(zip(names, one, strict=True))) for one in detected
+            ),
+        )
+
+    known = liver(300, 320, 400).model_copy(update={"rvd": -0.2, "hd_mm": 9.0})
+    missed = liver(0, 0, 200).model_copy(update={"rvd": -1.0})
+    found = server(2, 3, (0.9, 0.1, 0.5, 2.0), (0.8, -0.3, 1.5, 4.0))
+    cases = (
+        result("a", both=30, predicted=40, reference=60, hd95_mm=5.0, server=found, liver=known),
+        result("b", both=0, predicted=0, reference=20, server=server(1, 0), liver=missed),
+    )
+    keys = ("lesion_rvd", "lesion_asd", "lesion_hd", "precision50", "recall50", "hd95", "rvd_share")
+    keys = (*keys, "liver_rvd", "liver_hd")
+    value = {key: figure((cases,), key).value for key in keys}
+    expected = (-0.1, 1.0, 3.0, 2 / 3, 2 / 3, (5 + 300) / 2, (-1 / 3 - 1) / 2, -0.6, (9 + 300) / 2)
+    assert value == pytest.approx(dict(zip(keys, expected, strict=True)))
+    # Results that are older than these columns do not have them, and say so.
+    old = result("a", both=30, predicted=40, reference=60, liver=liver(300, 320, 400))
+    assert [key for key in keys if figure(((old,),), key) is not None] == ["rvd_share"]
 
 
 def with_livers() -> tuple[CaseResult, ...]:
@@ -424,7 +463,27 @@ def test_regression_the_tables_of_e2net():
     assert rows["E2Net in both stages"].against == "+ dist + DCFF"
 
 
-@pytest.mark.parametrize("system", ["sam_urim", "e2net"])
+def test_regression_the_tables_of_dpcnet():
+    printed = papers("dpcnet")
+    assert list(printed.tables) == [*(f"table{n}" for n in range(1, 6)), "beyond"]
+    # Column sums of what is printed, so that no figure can slip.
+    sums = {
+        "table1": [394.76, 53.03, 633.85, 30.08],
+        "table2": [347.55, 41.67, 547.07, 23.93],
+        "table3": [171.97, 22.72, 274.96, 11.95],
+        "table4": [276.84, 0.69, 37.99, 160.26],
+        "table5": [493.1, -0.023, 6.978, 30.678, 671.0, -0.005, 10.345, 14.672, 2.142, 1.995],
+    }
+    for name, expected in sums.items():
+        rows = [row.paper for row in printed.tables[name].rows]
+        columns = range(len(expected))
+        found = [sum(float(row[k]) for row in rows if row[k] != "-") for k in columns]
+        assert found == pytest.approx(expected, abs=1e-6), name
+    last = printed.tables["table5"].rows[-1]
+    assert (last.recipe, last.paper[0], last.paper[2]) == ("dpcnet", "76.4", "0.838")
+
+
+@pytest.mark.parametrize("system", ["sam_urim", "e2net", "dpcnet"])
 def test_regression_every_row_of_the_papers_has_its_recipes(system):
     """First stages see whole images and know the liver; the others look for tumors."""
     rows = [row for table in papers(system).tables.values() for row in table.rows if row.recipe]
@@ -432,8 +491,9 @@ def test_regression_every_row_of_the_papers_has_its_recipes(system):
     for name in {row.recipe for row in rows} | livers:
         recipes = [recipe_of(Job(system, Path("c.csv"), s, Path()), name, 1, 3) for s in SCALES]
         with torch.device("meta"):
-            spec = build(recipes[0].system).input_spec
-        assert all(recipe.system.class_names == spec.class_names for recipe in recipes)
+            specs = [build(recipe.system).input_spec for recipe in recipes]
+        spec = specs[0]
+        assert all(other.class_names == spec.class_names for other in specs)
         assert ("tumor" in spec.class_names) == (name not in livers)
         if name in livers:
             assert "liver" in spec.class_names

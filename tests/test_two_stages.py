@@ -19,6 +19,7 @@ from hepar import reproduce as module
 from hepar.data.cache import ArrayCache
 from hepar.data.cohort import read_cohort
 from hepar.errors import UsageError
+from hepar.evaluate.lits_lesions import server_lesions
 from hepar.evaluate.printed import Printed
 from hepar.evaluate.run_result import CaseResult, RunResult
 from hepar.evaluate.score import score_case
@@ -428,7 +429,8 @@ def test_oracle_a_pair_is_what_both_networks_say(checkout, done, cohort):
     predicted = (found.sum(axis=0) >= 0.5).astype(np.uint8)
     predicted[found[1] >= 0.5] = 2
     score = score_case("c2", predicted, label, SPACING, patient_id="P-c2")
-    expected = CaseResult.of(score, "", found_liver=True)
+    lesions = server_lesions(predicted, label, SPACING, score.lesions.lits)
+    expected = CaseResult.of(score, "", found_liver=True, lesions=lesions)
     kept = RunResult.read(work.out / "draw+find-toy-0.json")
     assert kept.cases[0] == expected
     assert kept.train_seconds > 0

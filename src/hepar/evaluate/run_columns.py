@@ -98,10 +98,10 @@ def is_scored(runs: Sequence[Sequence[CaseResult]], column: str) -> bool:
     cases = [case for run in runs for case in run]
     if column in (*SERVER_COLUMNS, *SERVER_COUNTS) and any(c.server is None for c in cases):
         return False
-    if column == "hd95" and any(c.hd95_mm is None and c.dice is not None for c in cases):
+    if column == "hd95" and any(c.hd95_mm is None and c.outcome == "both" for c in cases):
         return False
     if column in ("liver_rvd", "liver_hd"):
-        livers = [c.liver for c in cases if c.liver is not None and c.liver.dice is not None]
+        livers = [c.liver for c in cases if c.liver is not None]
         name = _LIVER_MEASURED[column]
         if any(getattr(liver, name) is None for liver in livers if liver.outcome == "both"):
             return False

@@ -34,8 +34,6 @@ class NnunetSettings(BaseModel):
         deep_supervision: every level of the decoder but the coarsest is trained, with weights that
             halve from level to level and sum to 1.
         batch_dice: the Dice loss takes the batch for one volume; False takes the mean over samples.
-        dice, dice_background: a Dice of each class but the background, averaged; there is no other
-            here, but a table says it of all its rows.
         dice_smooth: added to numerator and denominator of each Dice, in voxels.
     """
 
@@ -55,8 +53,6 @@ class NnunetSettings(BaseModel):
     kernels: Annotated[tuple[Sizes, ...], Sequence] = ((3, 3, 3),) * 6
     deep_supervision: bool = True
     batch_dice: bool = False
-    dice: Literal["per_class"] = "per_class"
-    dice_background: Literal[False] = False
     dice_smooth: Positive = 1e-5
 
     @property
@@ -128,15 +124,15 @@ class NnunetSettings(BaseModel):
         return cls.model_validate(PRESETS[name])
 
 
-# The liver data of the Medical Segmentation Decathlon are the training cases of LiTS. Their plans
-# were printed with nnU-Net (Isensee et al., arXiv 1904.08128, supplement); spacing, patch and the
-# percentiles, mean and standard deviation of the foreground stand in MONAI's tutorial of a dynamic
-# U-Net, which takes them from there (1 x 0.77 x 0.77 mm, 128 cubed, -17 to 201, 99.40, 39.36).
+# The liver data of the Medical Segmentation Decathlon are the training cases of LiTS. Spacing, patch
+# and the percentiles, mean and standard deviation of their foreground stand in MONAI's tutorial of a
+# dynamic U-Net (1 x 0.77 x 0.77 mm, 128 cubed, -17 to 201, 99.40, 39.36), which follows nnU-Net; its
+# own supplement was not at hand.
 _LOWRES: dict[str, object] = {"spacing_mm": (2.47, 1.9, 1.9)}
 PRESETS: dict[str, dict[str, object]] = {
     # A cascade ends here, so that nnU-Net's Dice is of the batch.
     "lits_3d_fullres": {"batch_dice": True},
-    # As version 1 of nnU-Net planned it. Version 2 comes to 2.43 x 1.86 x 1.86 mm, and otherwise
+    # DPC-Net's text has it. Version 2 of nnU-Net comes to 2.43 x 1.86 x 1.86 mm, and otherwise
     # to the same (`planning.py`, 131 cases of 432 x 512 x 512 voxels).
     "lits_3d_lowres": _LOWRES,
     # DPC-Net's Table 5 compares with it, and has its spacing and patch.
