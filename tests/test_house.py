@@ -114,7 +114,7 @@ def test_property_training_imports_in_an_environment_of_numerical_packages_only(
 import sys
 class Absent:
     names = {"nibabel", "pydicom", "SimpleITK", "cc3d", "edt", "PIL", "jinja2", "rich", "tyro",
-             "convexAdam", "openvino", "matplotlib", "beartype"}
+             "convexAdam", "openvino", "matplotlib", "beartype", "blosc2"}
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in self.names:
             raise ModuleNotFoundError(name)

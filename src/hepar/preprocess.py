@@ -28,8 +28,10 @@ def window(
         window_hu: (low, high).
     """
     low, high = window_hu
-    scaled = (hu.astype(np.float32) - np.float32(low)) / np.float32(high - low)
-    return np.clip(scaled, 0.0, 1.0)
+    scaled = hu.astype(np.float32)
+    scaled -= np.float32(low)
+    scaled /= np.float32(high - low)
+    return np.clip(scaled, 0.0, 1.0, out=scaled)
 
 
 def liver_box(liver: NDArray[np.bool_], grid: Grid, margin_mm: float) -> Box | None:

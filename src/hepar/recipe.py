@@ -102,9 +102,11 @@ class Augment(Strict):
     """Ranges of augmentation; each transform happens with its own probability.
 
     Attributes:
-        p: probability of each of shift, rotation and scaling.
+        p: probability of each of shift, rotation (around all axes that have one) and scaling.
         shift: largest shift as a fraction of the patch.
-        rotate_deg: largest in-plane rotation.
+        rotate_deg: largest in-plane rotation, around the z axis.
+        tilt_deg: largest rotation around each of the y and x axes (3D), in millimeters; the
+            in-plane one then counts in millimeters too.
         scale: smallest and largest magnification.
         flip_axes: axes flipped with probability one half.
         intensity_p: probability of each intensity transform.
@@ -118,11 +120,15 @@ class Augment(Strict):
             between the arms or the shoulders.
         misalignment_mm: standard deviation of an extra in-plane shift of each phase but the
             reference.
+        elastic_p: probability of an elastic deformation.
+        elastic_alpha, elastic_sigma: smallest and largest strength, and smoothness in voxels, as
+            nnU-Net counts them (`data.one_grid.elastic_field`).
     """
 
     p: Fraction = 0.5
     shift: Fraction = 0.1
     rotate_deg: NonNegative = 15.0
+    tilt_deg: NonNegative = 0.0
     scale: tuple[Positive, Positive] = (0.9, 1.1)
     flip_axes: tuple[Literal["z", "y", "x"], ...] = ()
     intensity_p: Fraction = 0.0
@@ -134,11 +140,16 @@ class Augment(Strict):
     shading_hu: NonNegative = 0.0
     streaks_hu: NonNegative = 0.0
     misalignment_mm: NonNegative = 0.0
+    elastic_p: Fraction = 0.0
+    elastic_alpha: tuple[NonNegative, NonNegative] = (0.0, 900.0)
+    elastic_sigma: tuple[Positive, Positive] = (9.0, 13.0)
 
     @model_validator(mode="after")
     def _ordered(self) -> Augment:
-        if self.scale[0] > self.scale[1]:
-            raise ValueError("scale must be (smallest, largest)")
+        for name in ("scale", "elastic_alpha", "elastic_sigma"):
+            smallest, largest = getattr(self, name)
+            if smallest > largest:
+                raise ValueError(f"{name} must be (smallest, largest)")
         return self
 
 
@@ -205,6 +216,10 @@ def recipe_hash(recipe: Recipe) -> str:
     # Runs begun before there were keys which decide nothing in them can go on.
     if tree["data"].get("foreground_fraction", 0) is None:
         del tree["data"]["foreground_fraction"]
+    if recipe.augment.elastic_p == 0.0:
+        tree["augment"] = {k: v for k, v in tree["augment"].items() if k[:7] != "elastic"}
+    if recipe.augment.tilt_deg == 0.0:
+        del tree["augment"]["tilt_deg"]
     if recipe.schedule.lr_schedule != "plateau":
         tree["schedule"] = {k: v for k, v in tree["schedule"].items() if k[:7] != "plateau"}
     text = json.dumps(tree, sort_keys=True, separators=(",", ":"))

@@ -26,6 +26,7 @@ from typing import BinaryIO
 import numpy as np
 from safetensors.numpy import save_file
 
+from hepar.errors import ResourceExhausted
 from hepar.io.atomic import atomic_path
 
 Arrays = dict[str, np.ndarray]
@@ -114,6 +115,16 @@ def map_arrays(path: Path, verified: Stamp | None = None) -> Mapped | None:
         return Mapped({n: _view(pages, place) for n, place in places.items()}, _stamp(status))
     except (OSError, AttributeError, KeyError, TypeError, ValueError):
         return None
+
+
+def lost(path: Path) -> ResourceExhausted:
+    """What to raise of a file that was just written and is damaged already."""
+    return ResourceExhausted(
+        "E_OUTPUT_WRITE",
+        "cache",
+        f"{path.name} was written and cannot be read again as it was written.",
+        "Give a cache folder on a disk that is intact and whose files can be mapped.",
+    )
 
 
 def _stamp(status: os.stat_result) -> Stamp:

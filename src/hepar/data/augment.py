@@ -1,9 +1,10 @@
 """Augmentation of batches on the training device: drawn first, applied after.
 
-Geometry is one affine map a sample, the same for every phase, the label and the masks; bilinear for
-intensities, nearest for the rest. An optional extra shift of each phase but the reference imitates
-what registration leaves over. Intensity changes are the same for all phases of a sample, because
-the differences between phases are the signal.
+Geometry is one map a sample, the same for every phase, the label and the masks; bilinear for
+intensities, nearest for the rest. It is affine, unless a recipe asks for elastic deformation too
+(`one_grid`). An optional extra shift of each phase but the reference imitates what registration
+leaves over. Intensity changes are the same for all phases of a sample, because the differences
+between phases are the signal.
 """
 
 from __future__ import annotations
@@ -17,12 +18,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from hepar.data.one_grid import (
+    elastic_field,
+    flips,
+    linear,
+    nearest,
+    positions,
+    rotation,
+    shifted,
+)
 from hepar.errors import UsageError
 from hepar.recipe import Augment
 from hepar.study import REFERENCE_ORDER
 from hepar.systems.base import Batch, InputSpec
 
 _STREAM = 0x41554  # keeps these draws apart from other uses of (seed, epoch, index)
+_ELASTIC = 0x454C41
 _STREAK_VOXELS = 10
 # Where photons are missing the mean sinks with the noise, by this share of its standard deviation.
 _STARVED = 0.5
@@ -41,6 +52,9 @@ class Parameters:
         shading_hu, streaks_hu: standard deviations of the slow field and of the drawn-out noise
             in the middle of its band.
         noise_seed: of the noise.
+        displacement_voxels: (d, *knots), added to the output position; see `one_grid.positions`.
+        exact: what only flips moves voxels and interpolates nothing. Recipes without elastic
+            deformation and tilt interpolate always, as they did when runs of them began.
     """
 
     matrix: np.ndarray
@@ -54,6 +68,8 @@ class Parameters:
     shading_hu: float
     streaks_hu: float
     noise_seed: int
+    displacement_voxels: np.ndarray | None = None
+    exact: bool = False
 
 
 def draw(
@@ -87,6 +103,9 @@ def draw(
     matrix = np.eye(dims)
     cos, sin = math.cos(angle), math.sin(angle)
     matrix[-2:, -2:] = [[cos, -sin], [sin, cos]]
+    if dims == 3 and settings.tilt_deg > 0.0:
+        around_y, around_x = math.radians(settings.tilt_deg) * u[5:7] * happens[0]
+        matrix = rotation((angle, float(around_y), float(around_x)), spacing_mm)
     matrix /= zoom
     flips = rng.random(3) < 0.5
     for axis, name in enumerate("zyx"):
@@ -109,7 +128,19 @@ def draw(
         shading_hu=settings.shading_hu * abs(u[13]) * happens[13],
         streaks_hu=settings.streaks_hu * abs(u[14]) * happens[14],
         noise_seed=int(rng.integers(2**62)),
+        displacement_voxels=_draw_elastic(settings, [_ELASTIC, seed, epoch, index], shape),
+        exact=settings.elastic_p > 0.0 or settings.tilt_deg > 0.0,
     )
+
+
+def _draw_elastic(
+    settings: Augment, stream: list[int], shape: tuple[int, ...]
+) -> np.ndarray | None:
+    rng = np.random.default_rng(stream)
+    if rng.random() >= settings.elastic_p:
+        return None
+    alpha, sigma = rng.uniform(*settings.elastic_alpha), rng.uniform(*settings.elastic_sigma)
+    return elastic_field(rng, shape, float(alpha), float(sigma))
 
 
 def _grid(
@@ -133,6 +164,8 @@ def warp(
     batch: Batch, visible: Bool[Tensor, "b c *spatial"] | None, parameters: list[Parameters]
 ) -> tuple[Batch, Bool[Tensor, "b c *spatial"] | None]:
     """Apply the geometry. What comes from outside the patch is 0, background, not liver."""
+    if any(p.exact or p.displacement_voxels is not None for p in parameters):
+        return _warp_each(batch, visible, parameters)
     shape = tuple(batch.label.shape[1:])
     device = batch.image.device
     wobbles = any(np.any(p.phase_shift_voxels) for p in parameters)
@@ -157,6 +190,38 @@ def warp(
         liver=nearest[:, 1] > 0.5,
     )
     return warped, None if visible is None else nearest[:, 2:] > 0.5
+
+
+def _warp_each(
+    batch: Batch, visible: Bool[Tensor, "b c *spatial"] | None, parameters: list[Parameters]
+) -> tuple[Batch, Bool[Tensor, "b c *spatial"] | None]:
+    """A sample at a time, each on one grid of its own; one that only flips needs none."""
+    image, label = torch.empty_like(batch.image), torch.empty_like(batch.label)
+    liver = torch.empty_like(batch.liver)
+    shown = None if visible is None else torch.empty_like(visible)
+    for n, p in enumerate(parameters):
+        masks = [batch.label[n], batch.liver[n], *(() if visible is None else visible[n])]
+        image[n], (label[n], liver[n], *seen) = _warp_one(batch.image[n], masks, p)
+        if shown is not None:
+            shown[n] = torch.stack(seen)
+    return Batch(image=image, present=batch.present, label=label, liver=liver), shown
+
+
+def _warp_one(
+    image: Float[Tensor, "p c *spatial"], masks: list[Tensor], p: Parameters
+) -> tuple[Float[Tensor, "p c *spatial"], list[Tensor]]:
+    """The phases of a sample, and its label and masks."""
+    shape, wobbles = tuple(image.shape[2:]), p.phase_shift_voxels
+    axes = flips(p.matrix, p.shift_voxels)
+    if axes is not None and p.displacement_voxels is None and not np.any(wobbles):
+        return image.flip([a + 2 for a in axes]), [mask.flip(axes) for mask in masks]
+    at = positions(p.matrix, p.shift_voxels, p.displacement_voxels, shape, image.device)
+    if not np.any(wobbles):
+        return linear(image.flatten(0, 1), at).view_as(image), nearest(masks, at)
+    phases = [
+        linear(phase, shifted(at, wobble)) for phase, wobble in zip(image, wobbles, strict=True)
+    ]
+    return torch.stack(phases), nearest(masks, at)
 
 
 def recolor(

@@ -289,7 +289,9 @@ class CohortCases:
 
     def _case(self, case: CohortCase) -> PreparedCase:
         parts = self._key(case)
-        arrays = self.cache.get(parts, lambda: self._prepare(case, content_key(parts)))
+        # A 3D patch would touch nearly every page of a map; a slice would unpack 64 from chunks.
+        get = self.cache.get_chunked if self.spec.dims == 3 else self.cache.get
+        arrays: Any = get(parts, lambda: self._prepare(case, content_key(parts)))
         z, y, x = (float(v) for v in arrays["spacing_mm"])
         return PreparedCase(
             case_id=case.case_id,
