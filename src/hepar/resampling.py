@@ -82,49 +82,67 @@ def resample_lattice(
     return _resample_anywhere(array, source, target, order, fill, None)
 
 
-def resample_part(
-    held: Array,
-    holds: Box,
-    source: Grid,
-    target: Grid,
-    wanted: Box,
-    *,
-    fill: float | None = 0.0,
-    antialias: bool = True,
-) -> Array:
-    """A box of what `resample` gives (order 1), out of no more of the source than that box needs.
+class PartSampler:
+    """What `resample` gives (order 1) in boxes, each out of no more of the source than it needs.
 
     So that a volume can go through in slabs. Interpolated voxels are the same to the last bit,
     averaged ones to the rounding of their sums.
 
     Args:
-        held: `(z, y, x)` voxels of `source` that lie in `holds`.
-        holds: where they lie; at least what `taps` names.
-        source: the whole grid that `held` is a part of.
+        source: the whole grid that there are values on.
         target: the whole grid wanted; its axes run along those of `source`.
-        wanted: voxels of `target`.
-        fill: value outside the source; None repeats the source's border instead.
         antialias: as `resample`.
 
-    Returns:
-        float32 `(z, y, x)` of `wanted`.
-
     Raises:
-        ValueError: the axes of the grids are not the same, or `held` lacks voxels.
+        ValueError: the axes of the grids are not the same.
     """
-    if tuple(held.shape) != holds.shape:
-        raise ValueError(f"array {held.shape} is not on its box {holds.shape}")
-    axes = [axis.part(holds, wanted) for axis in _along_source(source, target, antialias)]
-    return _resample_parallel(held, axes, 1, fill)
 
+    def __init__(self, source: Grid, target: Grid, *, antialias: bool = True) -> None:
+        step = np.linalg.inv(source.affine) @ target.affine
+        same = np.arange(3)
+        if not _parallel(step, same, target):
+            raise ValueError("parts are only sampled between grids whose axes are the same")
+        self._axes = _axes(source, target, step, same, 1, antialias)
+        self.source, self.target = source, target
 
-def taps(source: Grid, target: Grid, wanted: Box, *, antialias: bool = True) -> Box:
-    """The voxels of `source` that a box of `target` is sampled from; see `resample_part`."""
-    start, stop = [0, 0, 0], [0, 0, 0]
-    for axis in _along_source(source, target, antialias):
-        reads = axis.reads[wanted.start[axis.axis] : wanted.stop[axis.axis]]
-        start[axis.axis], stop[axis.axis] = int(reads[:, 0].min()), int(reads[:, 1].max())
-    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+    def needs(self, wanted: Box) -> Box:
+        """The voxels of the source that a box of the target is made from."""
+        start, stop = [0, 0, 0], [0, 0, 0]
+        for one in self._axes:
+            reads = one.reads[wanted.start[one.axis] : wanted.stop[one.axis]]
+            start[one.axis], stop[one.axis] = int(reads[:, 0].min()), int(reads[:, 1].max())
+        return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+    def reached(self, box: Box) -> Box | None:
+        """The voxels of the target that need any of a box of the source; None if none does."""
+        start, stop = [0, 0, 0], [0, 0, 0]
+        for one in self._axes:
+            first, last = box.start[one.axis], box.stop[one.axis]
+            hits = np.flatnonzero((one.reads[:, 0] < last) & (one.reads[:, 1] > first))
+            if hits.size == 0:
+                return None
+            start[one.axis], stop[one.axis] = int(hits[0]), int(hits[-1]) + 1
+        return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+    def part(self, held: Array, holds: Box, wanted: Box, *, fill: float | None = 0.0) -> Array:
+        """Sample a box of the target.
+
+        Args:
+            held: `(z, y, x)` voxels of the source that lie in `holds`.
+            holds: where they lie; at least what `needs` names.
+            wanted: voxels of the target.
+            fill: value outside the source; None repeats the source's border instead.
+
+        Returns:
+            float32 `(z, y, x)` of `wanted`.
+
+        Raises:
+            ValueError: `held` lacks voxels.
+        """
+        if tuple(held.shape) != holds.shape:
+            raise ValueError(f"array {held.shape} is not on its box {holds.shape}")
+        axes = [one.part(holds, wanted) for one in self._axes]
+        return _resample_parallel(held, axes, 1, fill)
 
 
 def _parallel(step: NDArray[np.float64], strongest: NDArray[np.intp], target: Grid) -> bool:
@@ -133,14 +151,6 @@ def _parallel(step: NDArray[np.float64], strongest: NDArray[np.intp], target: Gr
     rest[strongest, range(3)] = 0.0
     reach = np.abs(rest) @ np.asarray(target.shape)
     return len(set(strongest)) == 3 and bool(reach.max() < 1e-3)
-
-
-def _along_source(source: Grid, target: Grid, antialias: bool) -> list[_Axis]:
-    step = np.linalg.inv(source.affine) @ target.affine
-    same = np.arange(3)
-    if not _parallel(step, same, target):
-        raise ValueError("parts are only sampled between grids whose axes are the same")
-    return _axes(source, target, step, same, 1, antialias)
 
 
 @dataclass(frozen=True)
