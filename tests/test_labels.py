@@ -11,14 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fake_systems import Echo, spec_2d, spec_3d
+from hepar import score_cohort
 from hepar.errors import InputRefused
 from hepar.geometry import Box, Grid
 from hepar.infer import on_grid
+from hepar.infer.components import largest
 from hepar.infer.labels import most_likely, predict_labels
 from hepar.infer.on_grid import HuOnGrid, mask_on
 from hepar.infer.tiling import Tiling, predict
 from hepar.preprocess import AIR_HU, working_grid
 from hepar.resampling import PartSampler, resample
+from hepar.study import Phase, Volume
 
 shapes = st.tuples(*(st.integers(1, 26) for _ in range(3)))
 spacings = st.tuples(*(st.floats(0.6, 4.0) for _ in range(3)))
@@ -196,3 +199,34 @@ def test_property_what_cannot_be_labelled_is_refused() -> None:
     assert caught.value.code == "E_PHASES_REQUIRED"
     empty = predict_labels(three(None), {"PV": hu}, grid, liver=np.zeros(hu.shape, bool))
     assert not empty.any()
+
+
+@pytest.mark.parametrize("names", [("background", "liver", "tumor"), ("background", "tumor")])
+def test_oracle_a_cohort_is_labelled_as_from_whole_maps(names) -> None:
+    class Named(Three):
+        def decode(self, outputs: torch.Tensor) -> torch.Tensor:
+            found = super().decode(outputs)
+            if len(names) == 3:
+                return found
+            return torch.stack([found[:, :2].sum(1), found[:, 2]], 1)
+
+    shape = (30, 24, 20)
+    z, y, x = np.indices(shape)
+    hu = (50 + 60 * np.sin(z / 7) * np.cos(y / 5 + x / 6)).astype(np.int16)
+    grid = Grid.axial(shape, (1.0, 0.8, 0.8))
+    size = (16, 16, 16)
+    system = Named(spec_3d(spacing_mm=(2.5, 1.9, 1.9), class_names=names, patch=size, window=size))
+    volumes, liver = {Phase.PV: Volume(hu, grid)}, np.zeros(shape, bool)
+    liver[4:22, 3:20, 2:15] = True
+    classes = ("tumor", "liver")[: len(names) - 1]
+    found = score_cohort._probabilities(system, volumes, grid, liver, classes, None)
+    expected = np.where(liver, 1, 0) if len(names) == 2 else (found.sum(0) >= 0.5) * 1
+    expected[found[0] >= 0.5] = 2
+    labels = score_cohort.look_in_liver(system, volumes, grid, liver)
+    np.testing.assert_array_equal(labels, expected)
+    assert set(np.unique(labels)) == {0, 1, 2}
+    if len(names) == 3:
+        whole = score_cohort._probabilities(system, volumes, grid, None, ("liver", "tumor"), None)
+        organ = score_cohort.find_organ(system, volumes, grid)
+        np.testing.assert_array_equal(organ, largest(whole.sum(0) > 0.5))
+        assert organ.any()
