@@ -89,6 +89,19 @@ def test_oracle_labels_of_many_slabs_hold_all_classes() -> None:
     np.testing.assert_array_equal(found, by_hand(system, hu, grid, None, Tiling()))
 
 
+@pytest.mark.parametrize("needs_liver", [True, False])
+@pytest.mark.parametrize("around", [None, 0.0])
+def test_oracle_whole_windows_reach_beyond_a_small_liver(needs_liver, around) -> None:
+    shape = (50, 60, 70)
+    hu, grid, liver = hu_of(shape), Grid.axial(shape, (1.0, 0.8, 0.8)), np.zeros(shape, bool)
+    liver[20:29, 2:9, 50:61] = True
+    system = three((2.47, 1.9, 1.9), needs_liver=needs_liver, whole_windows=True)
+    tiling = Tiling(around_liver_mm=around)
+    found = predict_labels(system, {"PV": hu}, grid, liver=liver, tiling=tiling)
+    assert found.any()
+    np.testing.assert_array_equal(found, by_hand(system, hu, grid, liver, tiling))
+
+
 @settings(max_examples=25, deadline=None)
 @given(shape=shapes, spacing=spacings, working=spacings, cut=st.integers(1, 9))
 def test_oracle_slabs_of_hu_and_masks_are_those_of_the_whole(shape, spacing, working, cut) -> None:

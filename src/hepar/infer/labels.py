@@ -18,7 +18,7 @@ from torch import nn
 from hepar.geometry import Box, Grid
 from hepar.infer.network import Tiling
 from hepar.infer.on_grid import BackOnto, HuOnGrid, mask_on
-from hepar.infer.scene import Scene, running, scene_of, seen_box, spec_of
+from hepar.infer.scene import Scene, running, scene_of, seen_box, shown_box, spec_of
 from hepar.infer.sweep import sweep
 from hepar.preprocess import working_grid
 
@@ -81,7 +81,8 @@ def predict_labels(
     labels = np.zeros(grid.shape, np.uint8)
     known: dict[str, Any] = {name: volume for name, volume in hu.items() if name in spec.phases}
     if not same:
-        known = {name: HuOnGrid(volume, grid, target, box) for name, volume in known.items()}
+        shown = None if box is None else shown_box(spec, box, target.shape)
+        known = {name: HuOnGrid(volume, grid, target, shown) for name, volume in known.items()}
     case = scene_of(spec, known, seen, target.spacing_mm)
     if box is None:
         return labels

@@ -169,6 +169,30 @@ def _grown(box: Box, least: tuple[int, ...], shape: tuple[int, int, int]) -> Box
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
 
+def shown_box(spec: InputSpec, box: Box, shape: tuple[int, int, int]) -> Box:
+    """The voxels that 3D windows over a box show: more than it where a whole window is longer.
+
+    Args:
+        spec: what the system wants to see.
+        box: that is looked at.
+        shape: of the working grid.
+    """
+    start, stop = list(box.start), list(box.stop)
+    for axis, length in enumerate((spec.window or spec.patch) if spec.whole_windows else ()):
+        lead = overhang(length, box.shape[axis])
+        start[axis] = max(0, start[axis] - lead)
+        stop[axis] = max(stop[axis], min(shape[axis], box.start[axis] - lead + length))
+    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+
+def overhang(window: int, length: int) -> int:
+    """Voxels before the first one of a box in a window that is longer: the box lies in its middle.
+
+    As it does in training.
+    """
+    return max(0, window - length) // 2
+
+
 @contextmanager
 def running(system: nn.Module, tiling: Tiling) -> Iterator[Network]:
     """The system ready to answer, in eval mode as long as this lasts.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hepar.geometry import Box
 from hepar.infer.network import Network
-from hepar.infer.scene import Scene
+from hepar.infer.scene import Scene, overhang
 from hepar.infer.windows import padded_size, windows
 
 log = logging.getLogger(__name__)
@@ -123,8 +123,7 @@ def _cuts(scene: Scene, network: Network, box: Box) -> list[_Cut]:
         starts, weights = windows(
             length, size[axis], tiling.overlap, network.stride, uniform=spec.uniform_windows
         )
-        # Where the box is the shorter one, it lies in the middle, as in training.
-        lead = max(0, size[axis] - length) // 2
+        lead = overhang(size[axis], length)
         cuts.append(_Cut([first + start - lead for start in starts], weights, size[axis]))
     return cuts
 
