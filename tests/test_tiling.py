@@ -193,7 +193,7 @@ def test_runner_takes_the_place_of_the_network_and_training_mode_returns() -> No
     system = Echo(spec_3d()).train()
     calls = []
 
-    def runner_for(module: nn.Module):
+    def runner_for(module: nn.Module, warn):
         assert module is system
 
         def run(image: torch.Tensor, present: torch.Tensor) -> torch.Tensor:

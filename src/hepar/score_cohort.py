@@ -23,6 +23,7 @@ from hepar.evaluate.score import score_case
 from hepar.geometry import Box, Grid
 from hepar.infer.bundle import Model
 from hepar.infer.components import largest
+from hepar.infer.labels import Decide, predict_labels
 from hepar.infer.tiling import Tiling, predict
 from hepar.preprocess import AIR_HU, liver_box, working_grid
 from hepar.recipe_data import CohortData
@@ -109,8 +110,11 @@ def find_organ(
     """
     names = cast(System, system).input_spec.class_names
     classes = tuple(name for name in ("liver", "tumor") if name in names)
-    organ = _probabilities(system, volumes, grid, None, classes, tiling).sum(axis=0)
-    return largest(organ > 0.5)
+
+    def decide(found: NDArray[np.float32]) -> NDArray[np.uint8]:
+        return (found.sum(axis=0) > 0.5).astype(np.uint8)
+
+    return largest(_decided(system, volumes, grid, None, classes, decide, tiling) > 0)
 
 
 def look_in_liver(
@@ -136,10 +140,14 @@ def look_in_liver(
         return np.zeros(liver.shape, np.uint8)
     outlines = "liver" in cast(System, system).input_spec.class_names
     classes = ("tumor", "liver") if outlines else ("tumor",)
-    found = _probabilities(system, volumes, grid, liver, classes, tiling)
-    organ = found.sum(axis=0) >= 0.5 if outlines else liver
-    labels = organ.astype(np.uint8) * np.uint8(LIVER)
-    labels[found[0] >= 0.5] = TUMOR
+
+    def decide(found: NDArray[np.float32]) -> NDArray[np.uint8]:
+        organ = found.sum(axis=0) >= 0.5 if outlines else np.False_
+        return np.where(found[0] >= 0.5, TUMOR, organ * LIVER).astype(np.uint8)
+
+    labels = _decided(system, volumes, grid, liver, classes, decide, tiling)
+    if not outlines:
+        labels[liver & (labels == 0)] = LIVER
     return labels
 
 
@@ -300,6 +308,24 @@ def _onto(volume: Volume, label: Volume) -> Volume:
         return Volume(volume.array, label.grid)
     moved = resample(volume.array, volume.grid, label.grid, fill=AIR_HU)
     return Volume(np.rint(moved).astype(np.int16), label.grid)
+
+
+def _decided(
+    system: nn.Module,
+    volumes: Mapping[Phase, Volume],
+    grid: Grid,
+    liver: Mask | None,
+    classes: Sequence[str],
+    decide: Decide,
+    tiling: Tiling | None,
+) -> NDArray[np.uint8]:
+    """`(z, y, x)` of what is decided voxel by voxel, in 3D without a map of the whole image."""
+    if cast(System, system).input_spec.dims == 2:
+        return decide(_probabilities(system, volumes, grid, liver, classes, tiling))
+    hu = {phase.value: volume.array for phase, volume in volumes.items()}
+    return predict_labels(
+        system, hu, grid, liver=liver, classes=tuple(classes), decide=decide, tiling=tiling
+    )
 
 
 def _probabilities(

@@ -24,6 +24,7 @@ from hepar.data.phantoms import grid_of
 from hepar.errors import HeparError, InputRefused, ModelIntegrityError, ResourceExhausted
 from hepar.evaluate.sources import find_sources
 from hepar.geometry import Grid
+from hepar.infer import sweep as sweep_module
 from hepar.infer import tiling as tiling_module
 from hepar.infer.bundle import Bundle, default_bundle_path, load_bundle
 from hepar.infer.network import Network
@@ -407,8 +408,8 @@ def test_regression_IN08_repeats_threads_and_the_order_of_windows(bundle, aligne
         two = label_of(bundle, aligned, settings)[0]
         torch.set_num_threads(1)
         with monkeypatch.context() as patch:
-            order = tiling_module.product
-            patch.setattr(tiling_module, "product", lambda *axes: reversed(list(order(*axes))))
+            order = sweep_module.product
+            patch.setattr(sweep_module, "product", lambda *axes: reversed(list(order(*axes))))
             backwards = label_of(bundle, aligned, settings)[0]
     finally:
         torch.set_num_threads(threads)

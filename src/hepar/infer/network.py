@@ -31,22 +31,30 @@ class Tiling:
     Attributes:
         budget_bytes: memory that activations may take; sets batch and window sizes.
         device: `cpu`, `cuda`, `mps`.
-        flips: average over the four in-plane mirror images.
+        flips: average the probabilities of the four in-plane mirror images.
+        flip_z: and of those turned upside down (3D): eight images with `flips`, two without.
         bf16: bfloat16 autocast. Off unless a Dice gate has passed.
         overlap: share of a window covered by its neighbor along each axis (3D).
-        runner_for: makes a faster stand-in for `decode(forward(image, present))` from the system,
-            or None to keep eager PyTorch; see `infer.openvino`.
+        runner_for: makes a faster stand-in for `decode(forward(image, present))` from the system
+            and `warn`, or None to keep eager PyTorch; see `infer.openvino`.
+        around_liver_mm: where the liver is known, lay windows over it and so much around it, and
+            call the rest background; None lays them over the whole volume and leaves out those
+            without liver (3D; a system that needs the liver sees nothing else anyway).
         progress: called with the done share in [0, 1].
+        counted: told how many windows were run and how many left out (3D).
         warn: told what a reader of the result has to know, as `W_CODE: words`.
     """
 
     budget_bytes: int = 1 << 30
     device: str = "cpu"
     flips: bool = False
+    flip_z: bool = False
     bf16: bool = False
     overlap: float = 0.5
-    runner_for: Callable[[nn.Module], Runner] | None = None
+    runner_for: Callable[[nn.Module, Callable[[str], None]], Runner] | None = None
+    around_liver_mm: float | None = None
     progress: Callable[[float], None] | None = None
+    counted: Callable[[int, int], None] | None = None
     warn: Callable[[str], None] = log.warning
 
 
@@ -69,7 +77,8 @@ class Network:
         self.device = torch.device(tiling.device)
         self.module = system.to(self.device)
         self.stride = cast(System, system).input_spec.stride
-        self._fast = tiling.runner_for(system) if tiling.runner_for is not None else None
+        make = tiling.runner_for
+        self._fast = make(system, tiling.warn) if make is not None else None
         self._too_large: int | None = None
         self._told: set[str] = set()
 
@@ -161,6 +170,8 @@ class Network:
         mirrors: list[tuple[int, ...]] = [()]
         if self.tiling.flips:
             mirrors += [(-1,), (-2,), (-2, -1)]
+        if self.tiling.flip_z and len(sizes) == 3:
+            mirrors += [(-3, *dims) for dims in mirrors]
         total: Tensor | None = None
         with context:
             for dims in mirrors:

@@ -1,9 +1,11 @@
 """OpenVINO in place of eager PyTorch on the CPU; the only file that imports it, when asked.
 
-A network is converted once for each input shape, compared with eager PyTorch on random input, and
-dropped with a warning when the two disagree. Conversion costs seconds, so this pays for many
-studies in one process, not for one. Studies that lack a phase of the model stay with PyTorch: the
-tensors without elements that stand for the absent phase crash OpenVINO 2026.4.
+A network is converted once for each input shape. Before it is used it answers the first piece of a
+real study that has foreground beside eager PyTorch: where the labels of a class that either sees
+differ in more than `FEW_VOXELS` and agree by a Dice below `LEAST_DICE`, PyTorch is kept and
+`W_FAST_REFUSED` says so. Until then the answers given are PyTorch's. Conversion costs seconds, so
+this pays for many studies in one process, not for one. Studies that lack a phase of the model stay
+with PyTorch: the tensors without elements that stand for the absent phase crash OpenVINO 2026.4.
 
 OpenVINO reports its use over the network by default (`openvino_telemetry`). hepar sends nothing:
 that package is kept from being imported, and OpenVINO falls back to its own empty stand-in.
@@ -15,7 +17,9 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
-from typing import cast
+from dataclasses import dataclass, field
+from typing import Literal, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -27,39 +31,131 @@ from hepar.systems.base import System
 
 log = logging.getLogger(__name__)
 
-TOLERANCE = 1e-3
+# In bfloat16 the shipped networks agreed with PyTorch, in 51 windows of four phantom patients, by
+# 0.9994 of the liver and more, by 0.9969 of the other organs, and by 0.9959 of tumors of 300 voxels
+# and more; of smaller ones 3 voxels or fewer changed, which of 48 voxels is a Dice of 0.97.
+LEAST_DICE = 0.995
+FEW_VOXELS = 4
+Precision = Literal["f32", "bf16"]
 _Compiled = Callable[[Tensor], Tensor]
 
 
-def openvino_runner(system: nn.Module) -> Runner:
-    """A `Tiling.runner_for`: probabilities by OpenVINO in float32, or eager where that fails.
+@dataclass
+class _Known:
+    """What is known of one system.
+
+    Attributes:
+        state: of its weights; when they change, nothing of this holds.
+        compiled: the batch size and the network by the shape of a sample; None where that failed.
+        verdict: whether it agreed with PyTorch; None before a piece with foreground came.
+    """
+
+    state: tuple[int, ...]
+    compiled: dict[tuple[int, ...], tuple[int, _Compiled] | None] = field(default_factory=dict)
+    verdict: bool | None = None
+
+
+class OpenVino:
+    """A `Tiling.runner_for` that keeps what it converted for as long as it lives.
 
     Args:
-        system: a `System` in eval mode on the CPU.
+        precision: of the computation; `bf16` is what the gate is for.
+        least_dice: what the labels of each class must agree by.
     """
-    compiled: dict[tuple[int, ...], tuple[int, _Compiled] | None] = {}
 
-    def eager(image: Tensor, present: Tensor) -> Tensor:
-        return cast(System, system).decode(cast(System, system).forward(image, present))
+    def __init__(self, precision: Precision = "f32", least_dice: float = LEAST_DICE) -> None:
+        self.precision: Precision = precision
+        self.least_dice = least_dice
+        self._known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
-    def run(
-        image: Float[Tensor, "b p c *spatial"], present: Bool[Tensor, "b p"]
-    ) -> Float[Tensor, "b k *spatial"]:
+    def __call__(self, system: nn.Module, warn: Callable[[str], None]) -> Runner:
+        """Probabilities by OpenVINO, or eager where that fails.
+
+        Args:
+            system: a `System` in eval mode on the CPU.
+            warn: told `W_FAST_REFUSED`.
+        """
+
+        def run(
+            image: Float[Tensor, "b p c *spatial"], present: Bool[Tensor, "b p"]
+        ) -> Float[Tensor, "b k *spatial"]:
+            fast = self._fast(system, image, present)
+            if fast is None:
+                return _eager(system, image, present)
+            known = self._known[system]
+            if known.verdict:
+                return fast
+            slow = _eager(system, image, present)
+            found = agreement(slow, fast)
+            if refused := {n: d for n, d in found.items() if d < self.least_dice}:
+                known.verdict = False
+                warn(_refused(system, self.precision, refused, self.least_dice))
+            elif found:
+                known.verdict = True
+                log.info("OpenVINO runs %s in %s", tuple(image.shape), self.precision)
+            return slow
+
+        return run
+
+    def _fast(self, system: nn.Module, image: Tensor, present: Tensor) -> Tensor | None:
+        """What OpenVINO says; None where it must not or cannot be asked."""
         if image.device.type != "cpu" or not bool(present.all()):
-            return eager(image, present)
+            return None
+        state = _state(system)
+        known = self._known.get(system)
+        if known is None or known.state != state:
+            known = self._known[system] = _Known(state)
+        if known.verdict is False:
+            return None
         key = tuple(image.shape[1:])
-        if key not in compiled:
-            found = _compile(system, image, present)
-            compiled[key] = None if found is None else (image.shape[0], found)
-        entry = compiled[key]
+        if key not in known.compiled:
+            made = _compile(system, image, present, self.precision)
+            known.compiled[key] = None if made is None else (image.shape[0], made)
+        entry = known.compiled[key]
         if entry is None or image.shape[0] > entry[0]:
-            return eager(image, present)
+            return None
         # The last batch of a case is smaller; the shape is fixed, so it is filled up.
         count, size = image.shape[0], entry[0]
         filled = torch.cat([image, image[:1].expand(size - count, *image.shape[1:])])
         return entry[1](filled)[:count]
 
-    return run
+
+def agreement(
+    one: Float[Tensor, "b k *spatial"], other: Float[Tensor, "b k *spatial"]
+) -> dict[int, float]:
+    """Dice of the labels of two answers, for each class but the first that either sees.
+
+    It counts as 1 where no more than `FEW_VOXELS` differ: of a few voxels, one is a large share.
+    """
+    a, b = one.argmax(1), other.argmax(1)
+    found = {}
+    for number in range(1, one.shape[1]):
+        mine, theirs = a == number, b == number
+        total = int(mine.sum()) + int(theirs.sum())
+        if total:
+            differ = int((mine ^ theirs).sum())
+            found[number] = 1.0 if differ <= FEW_VOXELS else 1 - differ / total
+    return found
+
+
+def _refused(system: nn.Module, precision: Precision, found: dict[int, float], least: float) -> str:
+    names = cast(System, system).input_spec.class_names
+    worst = min(found, key=lambda number: found[number])
+    return (
+        f"W_FAST_REFUSED: OpenVINO in {precision} and PyTorch agree about {names[worst]} by a Dice "
+        f"of {found[worst]:.4f} only (at least {least}); PyTorch is used"
+    )
+
+
+def _eager(system: nn.Module, image: Tensor, present: Tensor) -> Tensor:
+    return cast(System, system).decode(cast(System, system).forward(image, present)).float()
+
+
+def _state(system: nn.Module) -> tuple[int, ...]:
+    """Changes whenever weights do, at the cost of a look at each tensor."""
+    tensors = [*system.parameters(), *system.buffers()]
+    versions = (0 if t.is_inference() else t._version for t in tensors)
+    return (*versions, *(t.data_ptr() for t in tensors))
 
 
 class _Fixed(nn.Module):
@@ -75,7 +171,9 @@ class _Fixed(nn.Module):
         return system.decode(system.forward(image, self.present))
 
 
-def _compile(system: nn.Module, image: Tensor, present: Tensor) -> _Compiled | None:
+def _compile(
+    system: nn.Module, image: Tensor, present: Tensor, precision: Precision
+) -> _Compiled | None:
     """The converted network, or None with a warning in the log."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
@@ -83,29 +181,22 @@ def _compile(system: nn.Module, image: Tensor, present: Tensor) -> _Compiled | N
     except ImportError:
         log.warning("OpenVINO is not installed (pip install 'hepar[fast]'); using PyTorch")
         return None
-    fixed = _Fixed(system, present).eval()
-    # Tensors made in inference mode cannot be traced; random ones also test the agreement.
+    # Tensors made in inference mode cannot be traced.
     with torch.inference_mode(False), torch.no_grad():
+        fixed = _Fixed(system, present.clone()).eval()
         sample = torch.rand(image.shape, generator=torch.Generator().manual_seed(0))
-        fixed.present = present.clone()
+        options = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the tracer's, about shapes that are meant fixed
                 model = openvino.convert_model(
                     fixed, example_input=sample, input=list(sample.shape)
                 )
-            options = {
-                "INFERENCE_PRECISION_HINT": "f32",
-                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            }
             compiled = openvino.compile_model(model, "CPU", options)
-            found = np.asarray(compiled([sample.numpy()])[0])
-            gap = float(np.abs(found - fixed(sample).numpy()).max())
         except Exception as error:  # whatever OpenVINO cannot convert, PyTorch can run
             log.warning("OpenVINO cannot run this network (%s); using PyTorch", error)
             return None
-    if not gap <= TOLERANCE:
-        log.warning("OpenVINO differs from PyTorch by %.1e; using PyTorch", gap)
-        return None
-    log.info("OpenVINO runs %s; largest difference %.1e", tuple(image.shape), gap)
     return lambda batch: torch.from_numpy(np.array(compiled([batch.contiguous().numpy()])[0]))

@@ -324,6 +324,13 @@ WARNINGS: dict[str, Notice] = {
         "Use a machine with more memory if windows were cut.",
         "liver, tumor",
     ),
+    "W_FAST_REFUSED": Notice(
+        "HANDLE",
+        "Fast computation refused",
+        "OpenVINO drew other outlines than PyTorch; PyTorch is used.",
+        "Nothing needs doing; it takes longer.",
+        "liver, tumor",
+    ),
 }
 
 

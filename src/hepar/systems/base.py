@@ -51,6 +51,10 @@ class InputSpec:
         refines: the system is a `Refining`: it answers twice, and the first answer can be asked.
         liver_crop: 2D only: slices are seen through the box around their liver; None for whole
             ones. A slice without liver is not looked at.
+        uniform_windows: 3D only: every window that covers a voxel counts the same; without, one
+            counts the more the nearer its middle is.
+        whole_windows: 3D only: a window has its size even where the volume is smaller, which then
+            goes on as it ends, as in training.
     """
 
     dims: Literal[2, 3]
@@ -68,6 +72,8 @@ class InputSpec:
     slice_offsets: tuple[int, ...] | None = None
     refines: bool = False
     liver_crop: LiverCrop | None = None
+    uniform_windows: bool = False
+    whole_windows: bool = False
 
     @property
     def slices(self) -> int:
