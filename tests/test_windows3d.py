@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fake_systems import Echo, spec_3d
-from hepar.data.patches import PreparedCase, cut, slice_contents
+from hepar.data.patches import PreparedCase, cut, foreground_voxels, slice_contents
 from hepar.geometry import Box
 from hepar.infer.scene import scene_of
 from hepar.infer.tiling import Tiling, predict
@@ -145,7 +145,8 @@ def test_oracle_a_small_volume_is_shown_as_in_training() -> None:
     label, liver = np.zeros(hu.shape, np.uint8), np.zeros(hu.shape, bool)
     contents, none = slice_contents(label, liver), np.zeros((0, 3), np.int32)
     shown = np.array([True])
-    case = PreparedCase("case", hu[None], shown, label, liver, SPACING, contents, none)
+    voxels = foreground_voxels(label)
+    case = PreparedCase("case", hu[None], shown, label, liver, SPACING, contents, none, voxels)
     start = (-7, -3, 1)
     wanted = cut(case, spec, start, (16, 16, 16), shown).image
     scene = scene_of(spec, {"PV": hu}, None, SPACING)

@@ -22,6 +22,7 @@ from hepar.infer.scene import Scene, running, scene_of, seen_box, shown_box, spe
 from hepar.infer.sweep import sweep
 from hepar.preprocess import working_grid
 
+_MOST = 0.5 + 1e-3  # with room for the rounding of a mean
 Decide = Callable[[Float[np.ndarray, "k z y x"]], NDArray[np.uint8]]
 
 
@@ -86,7 +87,10 @@ def predict_labels(
     case = scene_of(spec, known, seen, target.spacing_mm)
     if box is None:
         return labels
-    back = None if same else BackOnto(target, box, grid, np.equal(keep, 0).astype(np.float32))
+    outside = np.equal(keep, 0).astype(np.float32)
+    # A mean of probabilities above one half is above one half: no other class is likelier.
+    certain = _MOST if decide is most_likely else None
+    back = None if same else BackOnto(target, box, grid, outside, certain)
     with running(system, tiling) as network:
         for first, slab in sweep(case, network, box, keep):
             where = Box((first, *box.start[1:]), (first + slab.shape[1], *box.stop[1:]))

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hepar.errors import ModelIntegrityError, ResourceExhausted
+from hepar.infer.convolution import SingleSamples
 from hepar.systems.base import System
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Network:
         self.stride = cast(System, system).input_spec.stride
         make = tiling.runner_for
         self._fast = make(system, tiling.warn) if make is not None else None
+        self._volumes = cast(System, system).input_spec.dims == 3
         self._too_large: int | None = None
         self._told: set[str] = set()
 
@@ -151,7 +153,8 @@ class Network:
         if self._fast is not None:
             return self._fast(image, present)
         system = cast(System, self.module)
-        return system.decode(system.forward(image, present))
+        with SingleSamples() if self._volumes else nullcontext():
+            return system.decode(system.forward(image, present))
 
     @torch.inference_mode()
     def __call__(

@@ -122,11 +122,19 @@ class BackOnto:
         box: the voxels of it that the slabs hold.
         target: the study's grid.
         outside: `(k,)` values of the channels beyond the box.
+        certain: voxels that are made only of voxels whose first channel is above this are left out
+            as far as a box can tell; None leaves out nothing.
     """
 
     def __init__(
-        self, source: Grid, box: Box, target: Grid, outside: Float32[np.ndarray, " k"]
+        self,
+        source: Grid,
+        box: Box,
+        target: Grid,
+        outside: Float32[np.ndarray, " k"],
+        certain: float | None = None,
     ) -> None:
+        self._certain = certain
         self._sampler = PartSampler(source, target, antialias=False)
         self._outside, self._slabs = outside, box
         # With one voxel of what lies around the box: the second tap beyond its border.
@@ -149,8 +157,8 @@ class BackOnto:
             slab: all of the box in the plane, the slices after those of the slab before.
 
         Yields:
-            A box of the target and the channels in it. Boxes follow one another along z and cover
-            `region` once the last slab was taken.
+            A box of the target and the channels in it. Boxes follow one another along z and, but
+            for what is left out, cover `region` once the last slab was taken.
         """
         rows = self._around(slab.shape[1])
         _, y, x = self._slabs.relative_to(self._box).slices
@@ -162,7 +170,9 @@ class BackOnto:
             end += 1
         ready = self._ready(end)
         for part in _layers(ready, max(1, _STEP_VOXELS // int(np.prod(ready.shape[1:])))):
-            yield part, self._sample(part)
+            inner = part if self._certain is None else self._uncertain(part)
+            if inner is not None:
+                yield inner, self._sample(inner)
         self._next = ready.stop[0]
         if self._next < self.region.stop[0]:
             first = self._needs(self._next, self._next + 1).start[0]
@@ -186,12 +196,32 @@ class BackOnto:
         (_, *a), (_, *b) = self.region.start, self.region.stop
         return Box((self._next, a[0], a[1]), (stop, b[0], b[1]))
 
+    def _uncertain(self, part: Box) -> Box | None:
+        """The voxels of a part that need any whose first channel is not above `certain`."""
+        needed = self._sampler.needs(part)
+        seen = self._held[0][self._local(needed)]
+        doubt = Box.around(seen <= self._certain)
+        if doubt is None:
+            return None
+        z, y, x = needed.start
+        (a, b, c), (d, e, f) = doubt.start, doubt.stop
+        reached = self._sampler.reached(Box((z + a, y + b, x + c), (z + d, y + e, x + f)))
+        if reached is None:
+            return None
+        low = [max(a, b) for a, b in zip(part.start, reached.start, strict=True)]
+        high = [min(a, b) for a, b in zip(part.stop, reached.stop, strict=True)]
+        if any(a >= b for a, b in zip(low, high, strict=True)):
+            return None
+        return Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+
+    def _local(self, needed: Box) -> tuple[slice, ...]:
+        """Where a box of the source lies in what is held."""
+        origin = (self._first, *self._box.start[1:])
+        return tuple(
+            slice(a - o, b - o) for a, b, o in zip(needed.start, needed.stop, origin, strict=True)
+        )
+
     def _sample(self, part: Box) -> NDArray[np.float32]:
         needed = self._sampler.needs(part)
-        local = tuple(
-            slice(a - o, b - o)
-            for a, b, o in zip(
-                needed.start, needed.stop, (self._first, *self._box.start[1:]), strict=True
-            )
-        )
+        local = self._local(needed)
         return np.stack([self._sampler.part(one[local], needed, part) for one in self._held])

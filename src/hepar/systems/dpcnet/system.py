@@ -86,6 +86,7 @@ class Dpcnet(nn.Module):
             stride=settings.stride,
             needs_liver=False,
             window=settings.patch,
+            whole_windows=True,
         )
         widths, k = settings.pyramid, len(CLASSES)
         norm, down = BACKBONES[settings.backbone]

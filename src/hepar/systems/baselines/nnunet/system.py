@@ -71,6 +71,7 @@ class Nnunet(nn.Module):
             needs_liver=False,
             needs_all_phases=True,
             window=settings.patch,
+            whole_windows=True,
             axis_strides=settings.divisor,
         )
         for name, values in (
