@@ -124,7 +124,9 @@ def evaluate(
 
 
 def reproduce(
-    system: Annotated[Positional[str], arg(metavar="SYSTEM", help="Whose paper: sam_urim, e2net.")],
+    system: Annotated[
+        Positional[str], arg(metavar="SYSTEM", help="Whose paper: sam_urim, e2net, dpcnet.")
+    ],
     table: Annotated[Positional[str], arg(metavar="TABLE", help="table1, table2, ...")],
     /,
     *,
