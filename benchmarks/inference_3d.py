@@ -4,12 +4,13 @@
 
 One study of 512 x 512 x 200 voxels (0.8 x 0.8 x 1.25 mm), painted: a body of noisy soft tissue, a
 liver of two lobes, seven tumors. One 3D U-Net (`networks.unet3d.PyramidUNet3d`, widths from
-`--base` up, five levels), trained on that study until it finds most of its liver, though none of its
-tumors (`--steps 250`), is run by hepar and by nnU-Net's own predictor: same weights, same working
-spacing (2.47 x 1.90 x 1.90 mm), same windows (128^3, half overlap, Gaussian), mirroring off, two
-threads, each run in a process of its own. The clock starts with the int16 volume in memory and stops with labels on its
-voxels; resampling there and back, nnU-Net's by its own code, is inside. nnU-Net comes from
-`benchmarks/.venv-peers` (`make peers`) and runs with the same PyTorch.
+`--base` up, five levels), trained on that study until it finds most of its liver, though none of
+its tumors (`--steps 250`), is run by hepar and by nnU-Net's own predictor: same weights, same
+working spacing (2.47 x 1.90 x 1.90 mm), same windows (128^3, half overlap, Gaussian), mirroring
+off, two threads, each run in a process of its own. The clock starts with the int16 volume in
+memory and stops with labels on its voxels; resampling there and back, nnU-Net's by its own code,
+is inside. nnU-Net comes from `benchmarks/.venv-peers` (`make peers`) and runs with the same
+PyTorch.
 
 Seconds of the processor are given beside those of the clock, which other work on the machine draws
 out.
