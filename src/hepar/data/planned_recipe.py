@@ -36,9 +36,9 @@ HEAD = """\
 # A batch of {batch} such patches is what nnU-Net plans for a GPU of 8 GB; 250,000 steps are its
 # 1000 epochs of 250, and as there the last weights are kept.
 # Differs from nnU-Net: a third of the patches hold foreground, whichever (there, the last third of
-# each batch); rotation in the plane of slices only, no simulation of low resolution, gamma without
-# inversion; bfloat16 in place of float16; slices are never resampled thinner than a case has them;
-# no ensemble of folds, no mirroring at use.
+# each batch); no simulation of low resolution, gamma without inversion; bfloat16 in place of
+# float16; slices are never resampled thinner than a case has them; no ensemble of folds, no
+# mirroring at use.
 """
 
 
@@ -171,6 +171,7 @@ def augmentation(chosen: Configuration, found: Fingerprint) -> Mapping[str, Any]
         "p": 0.2,
         "shift": 0.0,
         "rotate_deg": 180.0 if thin else 30.0,
+        "tilt_deg": 0.0 if thin else 30.0,
         "scale": [0.7, 1.4],
         "flip_axes": ["z", "y", "x"],
         "intensity_p": 0.15,
