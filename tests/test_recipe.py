@@ -79,7 +79,7 @@ TOY = {
 
 # Of rows only sizes are changed, never what makes the row.
 TOY_ROW = {
-    "dpcnet": ("system.width=4", "system.stages=4", "system.patch=[8, 16, 16]"),
+    "dpcnet": ("system.width=4", "system.stages=4", "system.patch=[24, 16, 16]"),
     "nnunet": (
         "system.patch=[8, 16, 16]",
         "system.channels=[4, 8]",
