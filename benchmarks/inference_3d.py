@@ -1,4 +1,4 @@
-"""Labels of a study by a 3D network: seconds and peak memory beside nnU-Net, and memory by slices.
+"""Labels of a study by a 3D network: seconds and peak memory beside nnU-Net.
 
     python benchmarks/inference_3d.py [--base 16] [--rounds 2] [-o benchmarks/inference_3d.json]
 
@@ -65,7 +65,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "liver, OpenVINO f32": {"liver": True, "around": AROUND_MM, "fast": "f32"},
     "liver, OpenVINO bf16": {"liver": True, "around": AROUND_MM, "fast": "bf16"},
 }
-SLICES = (250, 500, 1000)
 
 
 class Segmenter(nn.Module):
@@ -97,22 +96,6 @@ class Logits(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.system.logits(image)
-
-
-class Pointwise(nn.Module):
-    """Next to nothing, so that what is measured is what lies around a network."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.tensor(4.0))
-        self.input_spec = spec()
-
-    def forward(self, image: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        at = self.gain * (image[:, 0, 0] - 0.6)
-        return torch.stack([-at, at, 2 * at - 1], 1)
-
-    def decode(self, outputs: torch.Tensor) -> torch.Tensor:
-        return outputs.softmax(1)
 
 
 def spec() -> InputSpec:
@@ -302,32 +285,6 @@ def work(name: str, folder: Path, base: int) -> dict[str, Any]:
     return document
 
 
-def by_slices(slices: int, masked: bool) -> dict[str, Any]:
-    """Peak memory of a study of so many slices, in this process, around a network of one weight."""
-    some, label = study(100)
-    hu = np.resize(some, (slices, *SHAPE[1:]))
-    liver = np.resize(label > 0, hu.shape) if masked else None
-    del some, label
-    held = hu.nbytes + (liver.nbytes if liver is not None else 0)
-    grid = Grid.axial(hu.shape, SPACING)
-    # Whatever painting took at its peak must not count.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = memory("VmRSS")
-    begun = time.perf_counter()
-    labels = predict_labels(Pointwise(), {"PV": hu}, grid, liver=liver)
-    seconds = time.perf_counter() - begun
-    peak = memory("VmHWM")
-    return {
-        "slices": slices,
-        "liver_given": masked,
-        "peak_rss_mib": peak,
-        "input_and_labels_mib": (held + labels.nbytes) >> 20,
-        "peak_beyond_mib": peak - ((held + labels.nbytes) >> 20),
-        "rss_before_mib": before,
-        "seconds": round(seconds, 1),
-    }
-
-
 def dice(folder: Path, name: str, other: str) -> dict[str, float]:
     one, two = np.load(folder / f"{name}.npy"), np.load(folder / f"{other}.npy")
     found = {}
@@ -400,10 +357,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--runs", nargs="*", choices=list(RUNS), default=list(RUNS))
-    parser.add_argument("--slices", type=int, nargs="*", default=list(SLICES))
     parser.add_argument("--work")
-    parser.add_argument("--memory", type=int)
-    parser.add_argument("--masked", action="store_true")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("-o", "--out", type=Path)
     options = parser.parse_args()
@@ -411,20 +365,12 @@ def main() -> None:
     if options.work:
         print(json.dumps(work(options.work, options.folder, options.base)))
         return
-    if options.memory:
-        print(json.dumps(by_slices(options.memory, options.masked)))
-        return
     document: dict[str, Any] = {
         "command": "python " + " ".join(sys.argv),
         "cores": os.cpu_count(),
         "threads": 2,
         "torch": torch.__version__,
-        "compared": compared(options) if options.runs else None,
-        "memory": [
-            child("--memory", str(slices), *(["--masked"] if masked else []))
-            for masked in (False, True)
-            for slices in options.slices
-        ],
+        "compared": compared(options),
     }
     if options.out:
         options.out.write_text(json.dumps(document, indent=1) + "\n")

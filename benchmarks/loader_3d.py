@@ -19,8 +19,6 @@ queues, and what it needs to fill them is left out. `cpu_s` is the processor tim
 processes of the loader: on a machine with other work, whose load average is above its cores, it
 says more than the rate.
 
-`--codecs` measures instead how chunks of 64^3 voxels of the first patient (or of `--scan`, a NIfTI
-file, on these voxels) are packed and unpacked in one thread, and adds that to the file.
 """
 
 from __future__ import annotations
@@ -289,64 +287,6 @@ def peer(folder: Path) -> None:
         print(json.dumps(took), flush=True)
 
 
-def codecs(hu: np.ndarray) -> list[dict[str, Any]]:
-    """Ratio and processor rates of codecs and filters on whole chunks of an int16 volume."""
-    import blosc2
-
-    starts = [range(0, n - 63, 64) for n in hu.shape]
-    chunks = [
-        np.ascontiguousarray(hu[z : z + 64, y : y + 64, x : x + 64])
-        for z in starts[0]
-        for y in starts[1]
-        for x in starts[2]
-    ]
-    size, found = sum(c.nbytes for c in chunks), np.empty_like(chunks[0])
-    rows = []
-    for codec, level in (("LZ4", 5), ("LZ4HC", 5), ("BLOSCLZ", 5), ("ZSTD", 1)):
-        for filtered in ("SHUFFLE", "BITSHUFFLE"):
-            options = {
-                "typesize": 2,
-                "codec": blosc2.Codec[codec],
-                "clevel": level,
-                "filters": [blosc2.Filter[filtered]],
-                "filters_meta": [0],
-                "nthreads": 1,
-            }
-            begun = time.process_time()
-            packed = [blosc2.compress2(chunk, **options) for chunk in chunks]
-            took, reads = time.process_time() - begun, []
-            for _ in range(7):
-                begun = time.process_time()
-                for data in packed:
-                    blosc2.decompress2(data, dst=found, nthreads=1)
-                reads.append(time.process_time() - begun)
-            rows.append(
-                {
-                    "codec": codec,
-                    "level": level,
-                    "filter": filtered,
-                    "ratio": round(size / sum(map(len, packed)), 2),
-                    "pack_mb_s": round(size / took / 1e6),
-                    "unpack_mb_s": round(size / median(reads) / 1e6),
-                }
-            )
-    return rows
-
-
-def add_codecs(table: Path, scan: Path | None, out: Path) -> None:
-    """Measure codecs on a scan, or on the first patient, and add them to the results."""
-    from hepar.io.nifti import read_nifti
-    from hepar.resampling import resample
-
-    volume = read_nifti(scan or table.parent / "0.nii.gz")
-    target = volume.grid.with_spacing(SPACING)
-    hu = np.rint(resample(volume.array, volume.grid, target)).astype(np.int16)
-    document = json.loads(out.read_text())
-    name = "phantom" if scan is None else "scan"
-    document.setdefault("codecs", {})[name] = {"shape": hu.shape, "rows": codecs(hu)}
-    out.write_text(json.dumps(document, indent=1) + "\n")
-
-
 def spent_by_all() -> float:
     """Processor seconds of this process and its children (Linux)."""
     ticks = 0
@@ -367,17 +307,12 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=24)
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--only-ours", action="store_true")
-    parser.add_argument("--codecs", action="store_true")
-    parser.add_argument("--scan", type=Path)
     parser.add_argument("-o", "--out", type=Path)
     options = parser.parse_args()
     if options.peer:
         peer(options.data)
         return
     sys.path.insert(0, str(ROOT / "src"))
-    if options.codecs:
-        add_codecs(paint_all(options.data), options.scan, options.out)
-        return
     import blosc2
     import torch
 

@@ -41,6 +41,14 @@ def test_closed_form_bfloat16_on_two_slices_is_refused_on_the_cpu(depth, refused
     assert "fp32" in caught.value.remedy
 
 
+def test_closed_form_the_stride_along_z_is_what_counts():
+    # Slices halved three times: 32, 16, 8, 4 of them; in the plane five times.
+    spec = spec_3d(patch=(32, 64, 64), stride=32, axis_strides=(8, 32, 32))
+    check_precision(_recipe("bf16"), CPU, spec)
+    with pytest.raises(UsageError, match="two slices deep"):
+        check_precision(_recipe("bf16"), CPU, spec_3d(patch=(32, 64, 64), stride=32))
+
+
 def test_closed_form_half_precision_needs_cuda():
     with pytest.raises(UsageError, match="fp16 trains on CUDA"):
         check_precision(_recipe("fp16"), CPU, spec_2d())

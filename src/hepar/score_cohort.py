@@ -23,7 +23,7 @@ from hepar.evaluate.score import score_case
 from hepar.geometry import Box, Grid
 from hepar.infer.bundle import Model
 from hepar.infer.components import largest
-from hepar.infer.labels import Decide, predict_labels
+from hepar.infer.labels import Decide, most_likely, predict_labels
 from hepar.infer.tiling import Tiling, predict
 from hepar.preprocess import AIR_HU, liver_box, working_grid
 from hepar.recipe_data import CohortData
@@ -166,8 +166,7 @@ def find_both(
         `(z, y, x)` label map: 0 background, 1 liver, 2 tumor.
     """
     classes = ("background", "liver", "tumor")
-    found = _probabilities(system, volumes, grid, None, classes, tiling)
-    return found.argmax(axis=0).astype(np.uint8)
+    return _decided(system, volumes, grid, None, classes, most_likely, tiling)
 
 
 def scored_cases(

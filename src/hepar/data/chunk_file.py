@@ -8,7 +8,7 @@ its small arrays; those of three and more dimensions are read as they are looked
 
 Chunks are 64 voxels wide (128^3 voxels anywhere meet 27 of them), one phase deep, and packed with
 LZ4 behind a bit shuffle: a seventh larger on CT than zstd, and unpacked three times as fast
-(`benchmarks/loader_3d.json`).
+(`benchmarks/chunk_codecs.json`).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -67,6 +68,16 @@ def init_he(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.Conv3d) and part.bias is None:
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+
+
+def parameters_of(parts: Mapping[str, nn.Module | None]) -> dict[str, int]:
+    """Parameters of the named parts of a network, of those that are there and have any."""
+    counts = {
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in parts.items()
+        if part is not None
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:

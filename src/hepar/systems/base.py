@@ -53,8 +53,8 @@ class InputSpec:
             ones. A slice without liver is not looked at.
         uniform_windows: 3D only: every window that covers a voxel counts the same; without, one
             counts the more the nearer its middle is.
-        whole_windows: 3D only: a window has its size even where the volume is smaller, which then
-            goes on as it ends, as in training.
+        whole_windows: 3D only: a window has its size, whatever the memory budget, even where the
+            volume is smaller, which then goes on as it ends, as in training.
     """
 
     dims: Literal[2, 3]

@@ -19,8 +19,9 @@ def check_precision(recipe: Recipe, device: torch.device, spec: InputSpec) -> No
 
     Raises:
         UsageError: `E_RECIPE`: fp16 without CUDA; or bf16 on the CPU where a level of a 3D network
-            is two slices deep: the weight gradients of 3x3x3 convolutions are garbage there (oneDNN
-            as of PyTorch 2.13, always at that depth and never at another), often finite.
+            is two slices deep: the weight gradients of 3x3x3 convolutions are garbage there, often
+            finite (oneDNN as of PyTorch 2.13, at every size tried of that depth and at none of
+            1, 3, 4, 5 and 8).
     """
     precision = recipe.schedule.precision
     if precision == "fp16" and device.type != "cuda":
@@ -29,7 +30,8 @@ def check_precision(recipe: Recipe, device: torch.device, spec: InputSpec) -> No
             "Use --set schedule.precision=bf16 or fp32.",
         )
     if precision == "bf16" and device.type == "cpu" and spec.dims == 3:
-        halvings = range(spec.stride.bit_length())
+        along_z = spec.axis_strides[0] if spec.axis_strides else spec.stride
+        halvings = range(along_z.bit_length())
         if any(spec.patch[0] == 2 << halving for halving in halvings):
             raise _refuse(
                 f"a level of the network is two slices deep (patch {spec.patch}), where CPUs "

@@ -48,6 +48,7 @@ class DpcnetSettings(BaseModel):
         dice: `joint` is Eq. 12, one ratio over all classes; `per_class` the mean of a ratio each.
         dice_background: whether background is one of these classes.
         final: the prediction: of the `last` module's finest features, or the `average` of all.
+        uniform_windows: windows at use are averaged evenly, not by a Gaussian.
         sam_width: of SAM, where there are several phases.
     """
 
@@ -79,6 +80,7 @@ class DpcnetSettings(BaseModel):
     dice: Literal["joint", "per_class"] = "joint"
     dice_background: bool = True
     final: Literal["last", "average"] = "last"
+    uniform_windows: bool = False
     sam_width: Count = 8
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hepar.losses import cross_entropy, squared_dice
-from hepar.networks.blocks import at_least_float32
+from hepar.networks.blocks import at_least_float32, parameters_of
 from hepar.networks.unet3d import Down, Norm, PyramidUNet3d
 from hepar.systems.base import Batch, InputSpec
 from hepar.systems.dpcnet.attention_baselines import (
@@ -86,6 +86,7 @@ class Dpcnet(nn.Module):
             stride=settings.stride,
             needs_liver=False,
             window=settings.patch,
+            uniform_windows=settings.uniform_windows,
             whole_windows=True,
         )
         widths, k = settings.pyramid, len(CLASSES)
@@ -270,9 +271,4 @@ def module_parameters(model: Dpcnet) -> dict[str, int]:
         "attention_gates": model.gates,
         "deep_attentive_features": model.daf,
     }
-    counts = {
-        name: sum(p.numel() for p in part.parameters())
-        for name, part in parts.items()
-        if part is not None
-    }
-    return {name: count for name, count in counts.items() if count}
+    return parameters_of(parts)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hepar.losses import binary_cross_entropy, soft_iou
-from hepar.networks.blocks import at_least_float32, init_he, resize_to
+from hepar.networks.blocks import at_least_float32, init_he, parameters_of, resize_to
 from hepar.networks.resnet import load_published
 from hepar.systems.base import Batch, InputSpec, LiverCrop
 from hepar.systems.e2net.deep_cross_feature_fusion import DeepCrossFeatureFusion
@@ -217,9 +217,4 @@ def module_parameters(model: E2net) -> dict[str, int]:
         "dcff_edge": None if model.dcff is None else model.dcff.edge,
         "fusion": model.fuse,
     }
-    counts = {
-        name: sum(p.numel() for p in part.parameters())
-        for name, part in parts.items()
-        if part is not None
-    }
-    return {name: count for name, count in counts.items() if count}
+    return parameters_of(parts)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hepar.losses import cross_entropy, soft_dice
-from hepar.networks.blocks import ConvNormAct, at_least_float32, resize_to
+from hepar.networks.blocks import ConvNormAct, at_least_float32, parameters_of, resize_to
 from hepar.networks.resnet import TRUNKS, ResNetTrunk, load_published
 from hepar.networks.unet2d import UNetTrunk
 from hepar.systems.base import Batch, InputSpec
@@ -323,11 +323,7 @@ def module_parameters(model: SamUrim) -> dict[str, int]:
     parts: dict[str, nn.Module | None] = {"trunk": model.trunks}
     parts |= {f"sam{level}": model.sams[str(level)] for level in LEVELS}
     parts |= {"decoder": model.decoder, "urim": model.urim}
-    return {
-        name: sum(p.numel() for p in part.parameters())
-        for name, part in parts.items()
-        if part is not None
-    }
+    return parameters_of(parts)
 
 
 def _trunk(settings: SamUrimSettings, in_channels: int) -> ResNetTrunk | UNetTrunk:

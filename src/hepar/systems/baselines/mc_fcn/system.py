@@ -36,7 +36,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from hepar.networks.blocks import ConvNormAct, init_he, resize_to
+from hepar.networks.blocks import ConvNormAct, init_he, parameters_of, resize_to
 from hepar.systems.baselines.complete_study import CompleteStudySystem
 from hepar.systems.baselines.mc_fcn.settings import McFcnSettings
 
@@ -121,7 +121,7 @@ class McFcn(CompleteStudySystem):
 def module_parameters(model: McFcn) -> dict[str, int]:
     """Parameters of each part."""
     parts = {"streams": model.streams, "classifiers": model.classifiers}
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    return parameters_of(parts)
 
 
 def _size(x: Tensor) -> tuple[int, int]:

@@ -33,6 +33,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from hepar.networks.blocks import parameters_of
 from hepar.networks.unet2d import GROWTH, UNetDecoder, UNetTrunk
 from hepar.systems.baselines.complete_study import CompleteStudySystem
 from hepar.systems.baselines.mw_unet.settings import MwUnetSettings
@@ -83,5 +84,4 @@ class MwUnet(CompleteStudySystem):
 def module_parameters(model: MwUnet) -> dict[str, int]:
     """Parameters of each part."""
     parts = {"encoders": model.encoders, "decoder": model.decoder, "classifier": model.classifier}
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    return counts | {"weights": model.weights.numel()}
+    return parameters_of(parts) | {"weights": model.weights.numel()}

@@ -31,6 +31,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hepar.losses import cross_entropy, soft_dice
+from hepar.networks.blocks import parameters_of
 from hepar.networks.unet3d import PyramidUNet3d
 from hepar.systems.base import Batch, InputSpec
 from hepar.systems.baselines.nnunet.settings import NnunetSettings
@@ -173,4 +174,4 @@ def module_parameters(model: Nnunet) -> dict[str, int]:
         "decoder": model.trunk.decoder,
         "heads": model.heads,
     }
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    return parameters_of(parts)

@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from hepar.networks.blocks import parameters_of
 from hepar.systems.baselines.complete_study import CompleteStudySystem
 from hepar.systems.baselines.pa_resseg.phase_attention import PhaseAttention
 from hepar.systems.baselines.pa_resseg.settings import PaRessegSettings
@@ -148,7 +149,7 @@ def module_parameters(model: PaResseg) -> dict[str, int]:
         "up": model.ups,
         "final": model.final,
     }
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    return parameters_of(parts)
 
 
 def _conv(in_channels: int, out_channels: int) -> nn.Sequential:
