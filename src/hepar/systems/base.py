@@ -12,6 +12,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hepar.study import LESION_TYPES
+
 
 @dataclass(frozen=True)
 class LiverCrop:
@@ -76,6 +78,17 @@ class InputSpec:
     whole_windows: bool = False
 
     @property
+    def tumor_classes(self) -> tuple[int, ...]:
+        """Channels of `decode` that are tumor: `tumor`, or one for each type of lesion."""
+        wanted = {"tumor", *LESION_TYPES}
+        return tuple(n for n, name in enumerate(self.class_names) if name in wanted)
+
+    @property
+    def typed(self) -> bool:
+        """Whether tumor is told apart by type: the classes are names of `study.LESION_TYPES`."""
+        return bool(self.tumor_classes) and "tumor" not in self.class_names
+
+    @property
     def slices(self) -> int:
         """Slices of the context, the center included."""
         return len(self.slice_offsets_mm if self.slice_offsets is None else self.slice_offsets)
@@ -93,14 +106,18 @@ class Batch:
     Attributes:
         image: scaled to [0, 1] by the windows of `InputSpec`; absent phases hold anything.
         present: which phases of which sample exist.
-        label: class index; -1 is ignored by losses and scores.
+        label: class index; -1 is ignored by losses and scores. Of a typed system each lesion has
+            the class of its type.
         liver: voxels that count as liver.
+        instances: of a typed system: 0 where no lesion is, else a number that a lesion does not
+            share with another one of its sample, in no order; None of other systems.
     """
 
     image: Float[Tensor, "b p c *spatial"]
     present: Bool[Tensor, "b p"]
     label: Int[Tensor, "b *spatial"]
     liver: Bool[Tensor, "b *spatial"]
+    instances: Int[Tensor, "b *spatial"] | None = None
 
 
 @runtime_checkable
