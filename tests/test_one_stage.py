@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from torch import nn
 
+from hepar import score_cohort
 from hepar.data.cohort import read_cohort
+from hepar.infer.openvino import OpenVino
 from hepar.recipe_data import CohortData
 from hepar.score_cohort import find_both, scored_cases
 from test_two_stages import GRID, TUMOR_HU, ByHu, image, put, stage, truth, volumes
@@ -44,3 +49,46 @@ def test_closed_form_the_liver_is_its_own_and_the_truth_is_not_shown(tmp_path):
     # In slices of the liver that a first stage found, the far piece in its own slice is not seen.
     both = _scored(tmp_path, hu, label, margin_mm=None, first=stage())
     assert (both.predicted, both.false) == (8, 0)
+
+
+class ByHu3d(ByHu):
+    """The same on volumes, by a convolution, which OpenVINO can take over."""
+
+    def __init__(self) -> None:
+        super().__init__("liver", "tumor")
+        self.input_spec = replace(self.input_spec, dims=3, patch=(4, 8, 8))
+        self.copy = nn.Conv3d(1, 1, 1)
+        nn.init.ones_(self.copy.weight)
+        nn.init.zeros_(self.copy.bias)
+
+    def forward(self, image, present):
+        self.seen += len(image)
+        return self.copy(image[:, 0])[:, 0]
+
+
+def test_property_many_cases_of_a_3d_network_go_through_openvino_and_score_the_same(
+    tmp_path, monkeypatch
+):
+    hu = image(BOX)
+    hu[TUMOR] = TUMOR_HU
+    lines = [put(tmp_path, name, hu, truth(BOX, TUMOR)) for name in "abcd"]
+    (tmp_path / "c.csv").write_text("\n".join(["case_id,patient_id,pv,label", *lines]) + "\n")
+    data = CohortData(path=tmp_path / "c.csv", margin_mm=None)
+    told = read_cohort(tmp_path / "c.csv")
+
+    made = []
+
+    def spy(precision):
+        made.append(precision)
+        return OpenVino(precision)
+
+    def scored():
+        return list(scored_cases(told, ByHu3d(), data, "cpu", lambda text: None))
+
+    monkeypatch.setattr(score_cohort, "OpenVino", spy)
+    plain = scored()
+    assert made == []
+    assert plain[0].overlap == 8
+    monkeypatch.setattr(score_cohort, "_MANY", 4)
+    assert scored() == plain
+    assert made == ["f32"]

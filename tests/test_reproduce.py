@@ -158,6 +158,27 @@ def test_property_a_table_holds_every_seed_in_the_folder(cohort, tmp_path):
     assert _cells(text, "SP")[-3:-1] == ["3", "2"]
 
 
+def test_property_cohorts_of_other_files_are_told_from_other_patients(cohort, tmp_path):
+    first = job(cohort, tmp_path)
+    reproduce(first, "table3")
+    other = RunResult.read(tmp_path / "sp-toy-0.json").model_copy(
+        update={"seed": 1, "cohort_sha256": "1" * 64}
+    )
+    asked = replace(first, seeds=(1,))
+    hashed = other.model_copy(update={"recipe_sha256": module.run_hash(asked, "sp", 1, None)})
+    hashed.write(tmp_path / "sp-toy-1.json")
+    text = reproduce(first, "table3").read_text()
+    assert "111111111111" in text
+    assert "The files of these cohorts differ" in text
+    assert "cannot be compared" not in text
+    case = hashed.cases[0]
+    larger = case.model_copy(update={"reference": case.reference + 1})
+    hashed.model_copy(update={"cases": (larger, *hashed.cases[1:])}).write(
+        tmp_path / "sp-toy-1.json"
+    )
+    assert "cannot be compared" in reproduce(first, "table3").read_text()
+
+
 def _cells(text: str, row: str) -> list[str]:
     """The cells of a row; the last three are cases, seeds and undefined ones."""
     line = next(line for line in text.splitlines() if line.startswith(f"| {row} "))

@@ -227,7 +227,12 @@ def _notes(job: Job, found: Sequence[RunResult]) -> tuple[str, ...]:
         f"Scale {job.scale}: {', '.join(map(str, steps))} steps, {len(found)} runs of "
         f"{seconds / 60:.0f} minutes in all, cohort {', '.join(cohorts)}.",
     ]
-    if len(cohorts) > 1:
+    if len(cohorts) > 1 and _same_truth(found):
+        notes.append(
+            "The files of these cohorts differ, their patients, lesions and true tumor volumes do "
+            "not: synthetic cohorts of one seed do so by single voxels of 1 HU between processors."
+        )
+    elif len(cohorts) > 1:
         notes.append("**Rows were scored on different cohorts and cannot be compared.**")
     if any(result.alignment == "tumor_center" for result in found):
         notes.append(
@@ -245,6 +250,15 @@ def _notes(job: Job, found: Sequence[RunResult]) -> tuple[str, ...]:
             "among those that were trained or chosen on."
         )
     return tuple(notes)
+
+
+def _same_truth(found: Sequence[RunResult]) -> bool:
+    """Whether results have the same cases, with as many voxels of tumor and lesions in each."""
+    truths = {
+        (run.fold, tuple(sorted((c.case_id, c.reference, c.lesions) for c in run.cases)))
+        for run in found
+    }
+    return len(truths) == len({run.fold for run in found})
 
 
 @contextmanager

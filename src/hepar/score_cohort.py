@@ -7,7 +7,7 @@ What is left is what a paper's table compares.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -24,6 +24,7 @@ from hepar.geometry import Box, Grid
 from hepar.infer.bundle import Model
 from hepar.infer.components import largest
 from hepar.infer.labels import Decide, most_likely, predict_labels
+from hepar.infer.openvino import OpenVino
 from hepar.infer.tiling import Tiling, predict
 from hepar.preprocess import AIR_HU, liver_box, working_grid
 from hepar.recipe_data import CohortData
@@ -43,6 +44,7 @@ from hepar.systems.base import InputSpec, System
 
 Mask = NDArray[np.bool_]
 _VERSION = 1  # of how a first stage's liver is made
+_MANY = 20  # cases that pay for converting a network
 
 
 @dataclass(frozen=True)
@@ -200,13 +202,17 @@ def scored_cases(
     looks_for_tumor, outlines = "tumor" in spec.class_names, _outlines(spec)
     if not looks_for_tumor and not outlines:
         raise _cannot_find("the system", spec)
+    tiling = Tiling(device=device)
+    if spec.dims == 3 and device == "cpu" and len(cases) >= _MANY:
+        # Where labels would not agree PyTorch stays.
+        tiling = replace(tiling, runner_for=OpenVino("f32"))
     for number, case in enumerate(cases):
         note(f"{case.case_id} ({number + 1} of {len(cases)})")
         if first is None and not outlines:
-            maps = _in_true_liver(case, system, data, device)
+            maps = _in_true_liver(case, system, data, tiling)
         else:
             alone = first is None and data.margin_mm is None
-            maps = _in_whole_image(case, system, device, first, alone)
+            maps = _in_whole_image(case, system, tiling, first, alone)
         predicted, truth, spacing_mm = maps
         score = score_case(case.case_id, predicted, truth, spacing_mm, patient_id=case.patient_id)
         yield CaseResult.of(
@@ -223,10 +229,9 @@ def scored_cases(
 _Maps = tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[float, float, float]]
 
 
-def _in_true_liver(case: CohortCase, system: nn.Module, data: CohortData, device: str) -> _Maps:
+def _in_true_liver(case: CohortCase, system: nn.Module, data: CohortData, tiling: Tiling) -> _Maps:
     """Predicted and true label map of the liver's box, and its spacing."""
     liver, label = liver_case(case, cast(System, system).input_spec, data.margin_mm)
-    tiling = Tiling(device=device)
     tumor = look(liver, Model("tumor", system), tiling=tiling).tumor >= 0.5
     truth = label.array[liver.box.slices]
     predicted = (truth > 0).astype(np.uint8)
@@ -235,12 +240,11 @@ def _in_true_liver(case: CohortCase, system: nn.Module, data: CohortData, device
 
 
 def _in_whole_image(
-    case: CohortCase, system: nn.Module, device: str, first: FirstStage | None, alone: bool
+    case: CohortCase, system: nn.Module, tiling: Tiling, first: FirstStage | None, alone: bool
 ) -> _Maps:
     """Predicted and true label map of the whole image, and its spacing."""
     volumes, label, liver = _on_label(case, cast(System, system).input_spec)
     truth = np.where(label.array == TUMOR, TUMOR, liver).astype(np.uint8)
-    tiling = Tiling(device=device)
     spec = cast(System, system).input_spec
     if "tumor" in spec.class_names and alone and spec.liver_crop is None:
         predicted = find_both(system, volumes, label.grid, tiling)
