@@ -26,10 +26,11 @@ from hepar.evaluate.printed import (
     PrintedTable,
     Runs,
     differences,
-    stages_of,
+    parts_of,
     tabulate,
 )
 from hepar.evaluate.run_result import RunResult
+from hepar.evaluate.sources import find_sources
 from hepar.io.atomic import atomic_path
 from hepar.paper_run import (
     Job,
@@ -99,14 +100,15 @@ def run(
 
     Args:
         job: what and where.
-        row: `recipe`, or `recipe+liver`, whose first stage is trained too where it is missing.
+        row: `recipe`; `recipe+liver`, whose first stage is trained too where it is missing; or
+            `recipe@PHASES`.
         seed: of training.
         fold: held out in training.
         protocol: who is trained on and tested.
     """
     if kept := kept_result(job, row, seed, fold, protocol.sha256):
         return kept
-    own, liver = stages_of(row)
+    own, liver, phases = parts_of(row)
     recipe = recipe_of(job, own, seed, fold)
     path = result_path(job, row, seed, fold)
     name = run_name(row, job.scale, seed, fold)
@@ -121,7 +123,10 @@ def run(
         system = _network(recipe, trained)
         test = protocol.test_cases(fold)
         data = cast(CohortData, recipe.data)
-        scored = tuple(scored_cases(test, system, data, job.device, job.note, first))
+        lesions = find_sources(job.holdout or job.cohort)
+        scored = tuple(
+            scored_cases(test, system, data, job.device, job.note, first, lesions, phases)
+        )
         result = RunResult(
             system=job.system,
             row=row,

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from hepar.errors import InputRefused
-from hepar.evaluate.lesion_case import LesionCase
 from hepar.evaluate.patient_summary import TypedCase, summarize_patients
 from hepar.evaluate.score import TOLERANCE_MM, CaseScore, score_case
 from hepar.evaluate.sources import CaseSource, find_sources
@@ -21,7 +20,7 @@ from hepar.evaluate.summary import summarize
 from hepar.geometry import Grid, canonical
 from hepar.io.nifti import read_label
 from hepar.provenance import hepar_version
-from hepar.study import LESION_TYPES, LIVER, TUMOR, Volume
+from hepar.study import LIVER, TUMOR, Volume
 
 Progress = Callable[[int, int, str], None]
 
@@ -75,7 +74,8 @@ def evaluate(
     """
     pairs, warnings = _pairs(find_sources(predictions), find_sources(truth))
     if types:
-        _need_types(pairs)
+        need_types("prediction", [predicted for predicted, _ in pairs])
+        need_types("truth", [reference for _, reference in pairs])
     scores = []
     for done, (predicted, reference) in enumerate(pairs):
         progress(done, len(pairs), reference.case_id)
@@ -128,18 +128,41 @@ def _pairs(
     return [(predictions[name], case) for name, case in truth.items()], warnings
 
 
-def _need_types(pairs: Sequence[tuple[CaseSource, CaseSource]]) -> None:
-    for side, cases in zip(("prediction", "truth"), zip(*pairs, strict=True), strict=True):
-        without = [case.case_id for case in cases if case.lesions is None or not case.instances]
-        if without:
-            raise InputRefused(
-                "E_NO_TYPES",
-                "evaluate",
-                f"The {side} says nothing of lesion types in {len(without)} of {len(cases)} cases, "
-                f"e.g. {without[0]}.",
-                "Put lesions.csv (case_id, lesion_id, type) and maps of the lesion ids beside it, "
-                "or leave --types out.",
-            )
+def need_types(side: str, cases: Sequence[CaseSource]) -> None:
+    """Refuse cases of which no lesion types are known.
+
+    Raises:
+        InputRefused: `E_NO_TYPES`.
+    """
+    without = [case.case_id for case in cases if case.lesions is None or not case.instances]
+    if without:
+        raise InputRefused(
+            "E_NO_TYPES",
+            "evaluate",
+            f"The {side} says nothing of lesion types in {len(without)} of {len(cases)} cases, "
+            f"e.g. {without[0]}.",
+            "Put lesions.csv (case_id, lesion_id, type) and maps of the lesion ids beside it, "
+            "or leave --types out.",
+        )
+
+
+def true_lesions(source: CaseSource, on: Grid) -> tuple[Labels | None, dict[int, str] | None]:
+    """Lesion ids of a truth, turned to axial orientation, and the type of each.
+
+    Args:
+        source: of the truth.
+        on: grid of its label.
+
+    Raises:
+        InputRefused: `E_LESION_TABLE`: a lesion has no type; `E_LABEL_SHAPE` or `E_GRID_MISMATCH`.
+    """
+    parts = _instances(source, on)
+    if source.lesions is None or parts is None:
+        return parts, None
+    untyped = set(np.unique(parts).tolist()) - {0} - set(source.lesions.types)
+    if untyped:
+        raise _bad_lesions(source.case_id, f"lesions {sorted(untyped)} of the truth have no type")
+    return parts, source.lesions.types
 
 
 def _score_pair(
@@ -148,14 +171,10 @@ def _score_pair(
     name = reference.case_id
     truth = _label(reference, None)
     found = _label(predicted, truth.grid)
-    said, known = predicted.lesions, reference.lesions
+    said = predicted.lesions
     parts = _instances(predicted, found.grid) if lesions else None
-    true_parts = _instances(reference, truth.grid) if lesions else None
+    true_parts, true_types = true_lesions(reference, truth.grid) if lesions else (None, None)
     confidence = said.confidence if said is not None and said.confidence else None
-    if known is not None and true_parts is not None:
-        untyped = set(np.unique(true_parts).tolist()) - {0} - set(known.types)
-        if untyped:
-            raise _bad_lesions(name, f"lesions {sorted(untyped)} of the truth have no type")
     try:
         return score_case(
             name,
@@ -169,7 +188,7 @@ def _score_pair(
             reference_instances=true_parts,
             scores=confidence if parts is not None else None,
             predicted_types=said.types if said is not None and parts is not None else None,
-            reference_types=known.types if known is not None and true_parts is not None else None,
+            reference_types=true_types,
         )
     except ValueError as error:
         raise _bad_lesions(name, str(error)) from error
@@ -247,26 +266,10 @@ def _types(
     cases = []
     for (predicted, _), score in zip(pairs, scores, strict=True):
         assert score.lesions is not None
-        reference_mm3, predicted_mm3 = _volumes_mm3(score.lesions)
+        reference_mm3, predicted_mm3 = score.lesions.volumes_mm3()
         said = predicted.probabilities if stated else predicted_mm3
         cases.append(TypedCase(score.patient_id, reference_mm3, said or {}))
     return summarize_patients(cases, "probability" if stated else "volume")
-
-
-def _volumes_mm3(case: LesionCase) -> tuple[dict[str, float], dict[str, float]]:
-    """Volume of each type in the reference and in the prediction."""
-    sums = []
-    for voxels, types in (
-        (case.overlaps.reference, case.reference_types),
-        (case.overlaps.predicted, case.predicted_types),
-    ):
-        volume = dict.fromkeys(LESION_TYPES, 0.0)
-        for lesion, count in voxels.items():
-            kind = (types or {}).get(lesion)
-            if kind in volume:
-                volume[kind] += count * case.overlaps.voxel_mm3
-        sums.append(volume)
-    return sums[0], sums[1]
 
 
 def _write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
