@@ -107,14 +107,15 @@ Gate = Callable[[int, Tensor, Tensor], Tensor]
 
 
 class ConvBlocks(nn.Sequential):
-    """Two blocks of convolution (with bias), norm and activation.
+    """Blocks of convolution (with bias), norm and activation.
 
     Args:
         in_channels: channels of the input.
-        out_channels: channels of both convolutions.
+        out_channels: channels of every convolution.
         norm: `batch` is followed by ReLU, `instance` by leaky ReLU of slope 0.01.
-        kernel: of both convolutions, odd, (z, y, x).
+        kernel: of every convolution, odd, (z, y, x).
         stride: of the first.
+        blocks: how many, one after the other.
     """
 
     def __init__(
@@ -124,10 +125,12 @@ class ConvBlocks(nn.Sequential):
         norm: Norm,
         kernel: Sizes = (3, 3, 3),
         stride: Sizes = (1, 1, 1),
+        blocks: int = 2,
     ) -> None:
         layers: list[nn.Module] = []
         padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-        for channels, step in ((in_channels, stride), (out_channels, (1, 1, 1))):
+        rest: list[tuple[int, Sizes]] = [(out_channels, (1, 1, 1))] * (blocks - 1)
+        for channels, step in [(in_channels, stride), *rest]:
             layers.append(nn.Conv3d(channels, out_channels, kernel, step, padding))
             if norm == "batch":
                 layers += [nn.BatchNorm3d(out_channels), nn.ReLU(inplace=True)]
