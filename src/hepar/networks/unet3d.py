@@ -143,7 +143,8 @@ class PyramidEncoder3d(nn.Module):
     """The contracting path and its bottleneck.
 
     Args:
-        in_channels: channels of the input.
+        in_channels: channels of the input; None where a stem outside takes the place of level 0,
+            whose features are then what is given.
         widths: channels of each level, finest first, the bottleneck last.
         norm: see `ConvBlocks`.
         down: from a level to the next coarser: `max` pooling, a `conv` of its own as large as its
@@ -155,7 +156,7 @@ class PyramidEncoder3d(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
+        in_channels: int | None,
         widths: Sequence[int],
         norm: Norm,
         down: Down,
@@ -168,7 +169,7 @@ class PyramidEncoder3d(nn.Module):
             first[1:] = strides
         ins = [in_channels, *widths[:-1]]
         self.levels = nn.ModuleList(
-            ConvBlocks(before, width, norm, kernel, step)
+            nn.Identity() if before is None else ConvBlocks(before, width, norm, kernel, step)
             for before, width, kernel, step in zip(ins, widths, kernels, first, strict=True)
         )
         ways: dict[Down, Callable[[int, Sizes], nn.Module]] = {
@@ -247,7 +248,7 @@ class PyramidUNet3d(nn.Module):
     """A U-Net without a head: the features of every level of its decoder.
 
     Args:
-        in_channels: channels of the input.
+        in_channels: channels of the input, or None: see `PyramidEncoder3d`.
         widths: channels of each level, finest first, the bottleneck last.
         norm: `batch` with ReLU, `instance` with leaky ReLU.
         down: see `PyramidEncoder3d`.
@@ -261,7 +262,7 @@ class PyramidUNet3d(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
+        in_channels: int | None,
         widths: Sequence[int],
         *,
         norm: Norm = "instance",
