@@ -126,7 +126,7 @@ def test_closed_form_z_scores_are_those_of_each_phase():
     assert model.input_spec.windows_hu == ((-50.0, 250.0),)
     hu = torch.tensor([-50.0, 0.0, 100.0, 200.0, 250.0])
     image = ((hu + 50) / 300).view(1, 1, 1, 1, 1, 5).expand(1, 2, 1, 1, 1, 5)
-    found = model.z_scores(image)[0, :, 0, 0]
+    found = model.z_scores(image)[0, :, 0, 0, 0]
     torch.testing.assert_close(found[0], (hu - 80) / 40)
     torch.testing.assert_close(found[1], torch.tensor([-4.0, -4.0, 0.0, 4.0, 4.0]))
     assert not set(model.state_dict()) & {"low", "high", "mean", "std"}

@@ -6,7 +6,7 @@ Table 5, and LIDIA.
 
 | nnU-Net | code | shape |
 |---|---|---|
-| z-scores of clipped HU | `z_scores` | b, p, z, y, x |
+| z-scores of clipped HU | `z_scores` | b, p, 1, z, y, x |
 | features of each level of the decoder | `trunk` (`networks/unet3d.py`) | b, C_i, size / strides |
 | logits of level i | `forward`, `heads` | b, 3, size / strides |
 | loss | `loss`: sum of w_i (CE + Dice), w_i = 1/2^i, normalized, the coarsest dropped | |
@@ -35,6 +35,7 @@ from hepar.networks.blocks import parameters_of
 from hepar.networks.unet3d import PyramidUNet3d
 from hepar.systems.base import Batch, InputSpec
 from hepar.systems.baselines.nnunet.settings import NnunetSettings
+from hepar.systems.z_scores import ZScores
 
 CLASSES = ("background", "liver", "tumor")
 Pyramid = list[Float[Tensor, "b k _ _ _"]]
@@ -50,21 +51,14 @@ class Nnunet(nn.Module):
         weights: of the loss at each supervised level, finest first.
     """
 
-    low: Tensor
-    high: Tensor
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, settings: NnunetSettings) -> None:
         super().__init__()
         self.settings = settings
-        lows, highs = zip(*settings.windows_hu, strict=True)
-        self.window_hu = (min(lows), max(highs))
         self.input_spec = InputSpec(
             dims=3,
             phases=settings.phases,
             class_names=CLASSES,
-            windows_hu=(self.window_hu,),
+            windows_hu=(settings.widest_window_hu,),
             slice_offsets_mm=(0.0,),
             spacing_mm=settings.spacing_mm,
             patch=settings.patch,
@@ -75,14 +69,7 @@ class Nnunet(nn.Module):
             whole_windows=True,
             axis_strides=settings.divisor,
         )
-        for name, values in (
-            ("low", lows),
-            ("high", highs),
-            ("mean", settings.means_hu),
-            ("std", settings.stds_hu),
-        ):
-            # Known from the settings: not among the weights.
-            self.register_buffer(name, torch.tensor(values), persistent=False)
+        self.z_scores = ZScores(settings)
         self.trunk = PyramidUNet3d(
             len(settings.phases),
             settings.channels,
@@ -98,15 +85,6 @@ class Nnunet(nn.Module):
             nn.init.kaiming_normal_(head.weight, a=0.01)
             nn.init.zeros_(head.bias)  # type: ignore[arg-type]
         self.heads = nn.ModuleList(heads)
-
-    def z_scores(self, image: Float[Tensor, "b p 1 z y x"]) -> Float[Tensor, "b p z y x"]:
-        """From windows in [0, 1] to z-scores of HU clipped to each phase's window."""
-        widest_low, widest_high = self.window_hu
-        hu = image.squeeze(2) * (widest_high - widest_low) + widest_low
-        low, high, mean, std = (
-            values.view(-1, 1, 1, 1) for values in (self.low, self.high, self.mean, self.std)
-        )
-        return (hu.clamp(low, high) - mean) / std
 
     def targets(self, batch: Batch) -> list[Int[Tensor, "b _ _ _"]]:
         """The label at each supervised level; of 2 voxels along an axis the second is taken."""
@@ -134,7 +112,7 @@ class Nnunet(nn.Module):
         # Read once as Python values: one synchronization a forward pass, constants when traced.
         if not all(all(row) for row in present.tolist()):
             raise ValueError(f"this network needs all of {phases}")
-        features = self.trunk(self.z_scores(image))
+        features = self.trunk(self.z_scores(image).squeeze(2))
         return [head(x) for head, x in zip(self.heads, features, strict=False)]
 
     def loss(
