@@ -42,6 +42,13 @@ SystemSettings = Annotated[
 ]
 
 
+_UNUSED_DATA = {
+    "foreground_fraction": None,
+    "type_balance": False,
+    "ignore_lesions_below_voxels": 0,
+}
+
+
 class Schedule(Strict):
     """Optimizer and length of a run.
 
@@ -214,8 +221,9 @@ def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 of the effective recipe, independent of how it was written."""
     tree = recipe.model_dump(mode="json")
     # Runs begun before there were keys which decide nothing in them can go on.
-    if tree["data"].get("foreground_fraction", 0) is None:
-        del tree["data"]["foreground_fraction"]
+    for key, unused in _UNUSED_DATA.items():
+        if tree["data"].get(key, ...) == unused:
+            del tree["data"][key]
     if recipe.augment.elastic_p == 0.0:
         tree["augment"] = {k: v for k, v in tree["augment"].items() if k[:7] != "elastic"}
     if recipe.augment.tilt_deg == 0.0:
