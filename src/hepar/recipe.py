@@ -169,7 +169,11 @@ class Recipe(Strict):
 
 # Keys that came after runs had begun, with the value at which each decides nothing.
 _LATER: dict[str, dict[str, Any]] = {
-    "data": {"foreground_fraction": None},
+    "data": {
+        "foreground_fraction": None,
+        "type_balance": False,
+        "ignore_lesions_below_voxels": 0,
+    },
     "schedule": {"sharpness_rho": None},
     "augment": {"tilt_deg": 0.0},
 }
