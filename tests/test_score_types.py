@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from hepar.data.cohort import read_cohort
+from hepar.data.lesion_table import read_lesion_types
 from hepar.errors import InputRefused, UsageError
-from hepar.evaluate.sources import find_sources
 from hepar.geometry import Grid
 from hepar.infer.labels import predict_map
 from hepar.infer.network import Tiling
@@ -124,7 +124,8 @@ def cohort(tmp_path_factory) -> Path:
 
 def scored(path: Path, system: nn.Module, **changes) -> dict:
     data = CohortData(path=path, margin_mm=None)
-    known = {"lesions": find_sources(path)} | changes
+    types = read_lesion_types(path.parent / "lesions.csv", "reproduce")
+    known = {"types": types} | changes
     found = scored_cases(read_cohort(path), system, data, "cpu", lambda text: None, **known)
     return {case.case_id: case for case in found}
 
@@ -198,12 +199,12 @@ def test_property_only_the_phases_named_are_shown(tmp_path):
     assert {name: case.typed.tp_reference for name, case in alone.items()} == {"a": 0}
 
 
-def test_errors_no_types_and_no_way_to_tell_them(cohort, tmp_path):
-    with pytest.raises(InputRefused, match="1 of 1 cases") as caught:
-        scored(cohort, ByHu(), lesions={})
-    assert caught.value.code == "E_NO_TYPES"
+def test_errors_no_types_and_no_way_to_tell_them(cohort):
+    with pytest.raises(InputRefused, match=r"lesion 1 of instances has no row") as caught:
+        scored(cohort, ByHu(), types={})
+    assert caught.value.code == "E_LESION_TABLE"
     with pytest.raises(UsageError, match="cannot be scored by types") as refused:
-        scored(cohort, ByHu(classes=("background", "hcc", "liver")))
+        scored(cohort, ByHu(classes=("background", "liver", *LESION_TYPES)))
     assert refused.value.code == "E_RECIPE"
 
 

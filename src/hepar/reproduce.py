@@ -17,6 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import cast
 
+import torch
 from torch import nn
 
 from hepar.data.cache import ArrayCache, file_hash
@@ -30,7 +31,6 @@ from hepar.evaluate.printed import (
     tabulate,
 )
 from hepar.evaluate.run_result import RunResult
-from hepar.evaluate.sources import find_sources
 from hepar.io.atomic import atomic_path
 from hepar.paper_run import (
     Job,
@@ -47,6 +47,7 @@ from hepar.provenance import code_sha256, device_name
 from hepar.recipe import Recipe
 from hepar.recipe_data import CohortData
 from hepar.score_cohort import FirstStage, scored_cases
+from hepar.systems.base import System
 from hepar.systems.table import build
 from hepar.train.checkpoint import read_tensors
 from hepar.train.loop import TrainResult, train
@@ -77,7 +78,8 @@ def reproduce(job: Job, table: str) -> Path:
     if strange := set(job.rows) - set(recipes):
         raise unknown("row", ", ".join(sorted(strange)), recipes)
     wanted = list(dict.fromkeys(r.run for r in rows if not job.rows or r.recipe in job.rows))
-    protocol = read_protocol(job.cohort, job.fold, job.holdout)
+    typed = any(_tells_types(job, recipe) for recipe in recipes)
+    protocol = read_protocol(job.cohort, job.fold, job.holdout, typed=typed)
     # Seeds first, so that a table that is interrupted has every row once before any row twice.
     runs = list(product(job.seeds, wanted, protocol.folds))
     kept = [kept_result(job, row, seed, fold, protocol.sha256) for seed, row, fold in runs]
@@ -123,9 +125,8 @@ def run(
         system = _network(recipe, trained)
         test = protocol.test_cases(fold)
         data = cast(CohortData, recipe.data)
-        lesions = find_sources(job.holdout or job.cohort)
         scored = tuple(
-            scored_cases(test, system, data, job.device, job.note, first, lesions, phases)
+            scored_cases(test, system, data, job.device, job.note, first, protocol.types, phases)
         )
         result = RunResult(
             system=job.system,
@@ -177,6 +178,13 @@ def _first_stage(job: Job, liver: str, seed: int, fold: int | None) -> FirstStag
         cache=ArrayCache(job.cache, memory_bytes=0),
         device=job.device,
     )
+
+
+def _tells_types(job: Job, recipe: str) -> bool:
+    """Whether types of lesions decide figures of a recipe."""
+    with torch.device("meta"):
+        system = build(recipe_of(job, recipe, 0, None).system)
+    return cast(System, system).input_spec.typed
 
 
 def _network(recipe: Recipe, trained: TrainResult) -> nn.Module:

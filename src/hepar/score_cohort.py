@@ -16,12 +16,12 @@ from torch import nn
 
 from hepar.data.cache import ArrayCache, Arrays, file_hash
 from hepar.data.cohort import CohortCase
+from hepar.data.protocol import Types
 from hepar.data.whole_case import on_label, shows
 from hepar.errors import UsageError
 from hepar.evaluate.lits_lesions import server_lesions
 from hepar.evaluate.run_result import CaseResult
 from hepar.evaluate.score import score_case
-from hepar.evaluate.sources import CaseSource
 from hepar.geometry import Box, Grid
 from hepar.infer.bundle import Model
 from hepar.infer.components import largest
@@ -179,7 +179,7 @@ def scored_cases(
     device: str,
     note: Callable[[str], None],
     first: FirstStage | None = None,
-    lesions: Mapping[str, CaseSource] | None = None,
+    types: Types | None = None,
     phases: Collection[str] = (),
 ) -> Iterator[CaseResult]:
     """Every case segmented and scored on the reference phase's voxels.
@@ -197,13 +197,13 @@ def scored_cases(
         device: where it runs.
         note: told how far it is.
         first: what finds the livers.
-        lesions: where their true types stand, by case, for a system that tells types apart.
+        types: of true lesions, by case and id, for a system that tells types apart.
         phases: all that the system is shown; any when empty.
 
     Raises:
         UsageError: `E_NO_LIVER`: a case whose liver is given has none; `E_RECIPE`: the system finds
             neither livers nor tumors.
-        InputRefused: `E_NO_TYPES`: no types where they are needed.
+        InputRefused: `E_LESION_TABLE`: a lesion without a type where they are told apart.
     """
     spec = cast(System, system).input_spec
     looks_for_tumor, outlines = bool(spec.tumor_classes), _outlines(spec)
@@ -213,7 +213,7 @@ def scored_cases(
     for number, case in enumerate(shown):
         note(f"{case.case_id} ({number + 1} of {len(shown)})")
         if spec.typed:
-            yield typed_result(case, (lesions or {}).get(case.case_id), system, device, phases)
+            yield typed_result(case, (types or {}).get(case.case_id, {}), system, device, phases)
             continue
         if first is None and not outlines:
             maps = _in_true_liver(case, system, data, device, phases)

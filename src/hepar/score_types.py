@@ -7,21 +7,18 @@ for, so that rows which differ in the score alone share one run.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, nn
 
-from hepar.data.cohort import CohortCase
+from hepar.data.cohort import CohortCase, read_instances
 from hepar.data.whole_case import on_label
 from hepar.errors import UsageError
-from hepar.evaluate.files import need_types, true_lesions
 from hepar.evaluate.lits_lesions import server_lesions
 from hepar.evaluate.run_result import CaseResult, PatientScore, TypedResult
 from hepar.evaluate.score import score_case
-from hepar.evaluate.sources import CaseSource
 from hepar.infer.labels import predict_map
 from hepar.infer.tiling import Tiling
 from hepar.infer.typed_lesions import typed_lesions
@@ -32,7 +29,7 @@ from hepar.systems.lidia.livermax import livermax, mask_size
 
 def typed_result(
     case: CohortCase,
-    truth: CaseSource | None,
+    types: Mapping[int, str],
     system: nn.Module,
     device: str,
     phases: Collection[str] = (),
@@ -41,23 +38,20 @@ def typed_result(
 
     Args:
         case: of a cohort, with any phase that the system may see.
-        truth: of the case, with the ids of its lesions and their types; a case needs one.
+        types: of its lesions, by the ids of its map `instances`.
         system: trained, 3D, with the classes of `study.LESION_TYPES` and `liver`.
         device: where it runs.
         phases: all that the system is shown; any when empty.
 
     Raises:
         UsageError: `E_RECIPE`: the system does not work on whole volumes.
-        InputRefused: `E_NO_TYPES`: the truth says nothing of types; as `true_lesions`.
+        InputRefused: as `data.cohort.read_instances`.
     """
     spec = cast(System, system).input_spec
     _check(spec)
-    truth = truth or CaseSource(case.case_id, case.patient_id, cast(Path, case.label))
-    need_types("truth", [truth])
     volumes, label, liver = on_label(case, spec, phases)
     reference = np.where(label.array == TUMOR, TUMOR, liver).astype(np.uint8)
     spacing_mm = label.grid.spacing_mm
-    instances, types = true_lesions(truth, label.grid)
     branch = PatientBranch(system) if isinstance(system, Diagnosing) else None
     hu = {phase.value: volume.array for phase, volume in volumes.items()}
     tiling = Tiling(device=device, watch=branch)
@@ -76,7 +70,7 @@ def typed_result(
         spacing_mm,
         patient_id=case.patient_id,
         predicted_instances=found.instances,
-        reference_instances=instances,
+        reference_instances=read_instances(case, label, types),
         predicted_types=dict(enumerate(found.types, 1)),
         reference_types=types,
     )

@@ -30,6 +30,8 @@ class Protocol:
         folds: held out in training, a run each; None goes by the column `split`.
         holdout: every case of the other cohort; empty without one.
         sha256: of all that decides figures, wherever the cohorts lie.
+        types: of the lesions of the cohort that is tested, by case and lesion id; None where they
+            decide no figure.
     """
 
     tested: Tested
@@ -37,6 +39,7 @@ class Protocol:
     folds: tuple[int | None, ...]
     holdout: tuple[CohortCase, ...]
     sha256: str
+    types: Types | None = None
 
     def test_cases(self, fold: int | None) -> tuple[CohortCase, ...]:
         """The cases that a run is tested on."""
@@ -93,14 +96,16 @@ def read_protocol(
     cases = read_cohort(cohort, need=need)
     others = () if holdout is None else read_cohort(holdout, need=need)
     tested, folds = _plan(cohort.name, cases, fold, holdout is not None)
-    sha256 = cohort_hash(cases, _types_beside(cohort, typed))
+    types = _types_beside(cohort, typed)
+    sha256 = cohort_hash(cases, types)
     if None in folds and tested != "test":
         # Hashes of cohorts with a test split are older than this one, and hold no validation.
         chosen = [case.case_id for case in cases if _is_validation(case)]
         sha256 = _joined(sha256, repr(chosen))
     if others and holdout is not None:
-        sha256 = _joined(sha256, cohort_hash(others, _types_beside(holdout, typed)))
-    return Protocol(tested, cases, folds, others, sha256)
+        types = _types_beside(holdout, typed)
+        sha256 = _joined(sha256, cohort_hash(others, types))
+    return Protocol(tested, cases, folds, others, sha256, types)
 
 
 def _types_beside(cohort: Path, typed: bool) -> Types | None:

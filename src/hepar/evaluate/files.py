@@ -74,8 +74,7 @@ def evaluate(
     """
     pairs, warnings = _pairs(find_sources(predictions), find_sources(truth))
     if types:
-        need_types("prediction", [predicted for predicted, _ in pairs])
-        need_types("truth", [reference for _, reference in pairs])
+        _need_types(pairs)
     scores = []
     for done, (predicted, reference) in enumerate(pairs):
         progress(done, len(pairs), reference.case_id)
@@ -128,41 +127,18 @@ def _pairs(
     return [(predictions[name], case) for name, case in truth.items()], warnings
 
 
-def need_types(side: str, cases: Sequence[CaseSource]) -> None:
-    """Refuse cases of which no lesion types are known.
-
-    Raises:
-        InputRefused: `E_NO_TYPES`.
-    """
-    without = [case.case_id for case in cases if case.lesions is None or not case.instances]
-    if without:
-        raise InputRefused(
-            "E_NO_TYPES",
-            "evaluate",
-            f"The {side} says nothing of lesion types in {len(without)} of {len(cases)} cases, "
-            f"e.g. {without[0]}.",
-            "Put lesions.csv (case_id, lesion_id, type) and maps of the lesion ids beside it, "
-            "or leave --types out.",
-        )
-
-
-def true_lesions(source: CaseSource, on: Grid) -> tuple[Labels | None, dict[int, str] | None]:
-    """Lesion ids of a truth, turned to axial orientation, and the type of each.
-
-    Args:
-        source: of the truth.
-        on: grid of its label.
-
-    Raises:
-        InputRefused: `E_LESION_TABLE`: a lesion has no type; `E_LABEL_SHAPE` or `E_GRID_MISMATCH`.
-    """
-    parts = _instances(source, on)
-    if source.lesions is None or parts is None:
-        return parts, None
-    untyped = set(np.unique(parts).tolist()) - {0} - set(source.lesions.types)
-    if untyped:
-        raise _bad_lesions(source.case_id, f"lesions {sorted(untyped)} of the truth have no type")
-    return parts, source.lesions.types
+def _need_types(pairs: Sequence[tuple[CaseSource, CaseSource]]) -> None:
+    for side, cases in zip(("prediction", "truth"), zip(*pairs, strict=True), strict=True):
+        without = [case.case_id for case in cases if case.lesions is None or not case.instances]
+        if without:
+            raise InputRefused(
+                "E_NO_TYPES",
+                "evaluate",
+                f"The {side} says nothing of lesion types in {len(without)} of {len(cases)} cases, "
+                f"e.g. {without[0]}.",
+                "Put lesions.csv (case_id, lesion_id, type) and maps of the lesion ids beside it, "
+                "or leave --types out.",
+            )
 
 
 def _score_pair(
@@ -171,10 +147,14 @@ def _score_pair(
     name = reference.case_id
     truth = _label(reference, None)
     found = _label(predicted, truth.grid)
-    said = predicted.lesions
+    said, known = predicted.lesions, reference.lesions
     parts = _instances(predicted, found.grid) if lesions else None
-    true_parts, true_types = true_lesions(reference, truth.grid) if lesions else (None, None)
+    true_parts = _instances(reference, truth.grid) if lesions else None
     confidence = said.confidence if said is not None and said.confidence else None
+    if known is not None and true_parts is not None:
+        untyped = set(np.unique(true_parts).tolist()) - {0} - set(known.types)
+        if untyped:
+            raise _bad_lesions(name, f"lesions {sorted(untyped)} of the truth have no type")
     try:
         return score_case(
             name,
@@ -188,7 +168,7 @@ def _score_pair(
             reference_instances=true_parts,
             scores=confidence if parts is not None else None,
             predicted_types=said.types if said is not None and parts is not None else None,
-            reference_types=true_types,
+            reference_types=known.types if known is not None and true_parts is not None else None,
         )
     except ValueError as error:
         raise _bad_lesions(name, str(error)) from error
