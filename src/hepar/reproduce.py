@@ -17,7 +17,6 @@ from itertools import product
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import nn
 
 from hepar.data.cache import ArrayCache, file_hash
@@ -47,7 +46,6 @@ from hepar.provenance import code_sha256, device_name
 from hepar.recipe import Recipe
 from hepar.recipe_data import CohortData
 from hepar.score_cohort import FirstStage, scored_cases
-from hepar.systems.base import System
 from hepar.systems.table import build
 from hepar.train.checkpoint import read_tensors
 from hepar.train.loop import TrainResult, train
@@ -78,7 +76,7 @@ def reproduce(job: Job, table: str) -> Path:
     if strange := set(job.rows) - set(recipes):
         raise unknown("row", ", ".join(sorted(strange)), recipes)
     wanted = list(dict.fromkeys(r.run for r in rows if not job.rows or r.recipe in job.rows))
-    typed = any(_tells_types(job, recipe) for recipe in recipes)
+    typed = any(row.score for row in rows)
     protocol = read_protocol(job.cohort, job.fold, job.holdout, typed=typed)
     # Seeds first, so that a table that is interrupted has every row once before any row twice.
     runs = list(product(job.seeds, wanted, protocol.folds))
@@ -178,13 +176,6 @@ def _first_stage(job: Job, liver: str, seed: int, fold: int | None) -> FirstStag
         cache=ArrayCache(job.cache, memory_bytes=0),
         device=job.device,
     )
-
-
-def _tells_types(job: Job, recipe: str) -> bool:
-    """Whether types of lesions decide figures of a recipe."""
-    with torch.device("meta"):
-        system = build(recipe_of(job, recipe, 0, None).system)
-    return cast(System, system).input_spec.typed
 
 
 def _network(recipe: Recipe, trained: TrainResult) -> nn.Module:

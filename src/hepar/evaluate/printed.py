@@ -26,7 +26,7 @@ from hepar.evaluate.run_columns import (
 )
 from hepar.evaluate.run_result import CaseResult, PatientScore
 from hepar.evaluate.tables import Row, Table, versus
-from hepar.evaluate.type_columns import AUC_COLUMNS, TYPE_COLUMNS, TYPE_NOTES, patients_note
+from hepar.evaluate.type_columns import TYPE_COLUMNS, TYPE_NOTES, patients_note
 
 OURS = ("asd_both", "recall", "false")
 """Columns that every table gets beside the paper's."""
@@ -120,7 +120,7 @@ class PrintedTable(_Strict):
                 raise ValueError(f"row {row.name} has a first stage and no recipe")
             if row.phases and (not row.recipe or row.liver):
                 raise ValueError(f"row {row.name} has phases and a first stage, or no recipe")
-            if row.recipe and set(self.columns) & set(AUC_COLUMNS) and row.score is None:
+            if row.recipe and set(self.columns) & set(TYPE_COLUMNS) and row.score is None:
                 raise ValueError(f"row {row.name} does not say how patients are scored")
             if (row.against or row.name) not in names:
                 raise ValueError(f"row {row.name} is compared with {row.against}")
