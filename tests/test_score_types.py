@@ -9,20 +9,25 @@ import pytest
 import torch
 from torch import nn
 
+from hepar import reproduce as module
 from hepar.data.cohort import read_cohort
 from hepar.data.lesion_table import read_lesion_types
+from hepar.data.protocol import read_protocol
 from hepar.errors import InputRefused, UsageError
 from hepar.geometry import Grid
 from hepar.infer.labels import predict_map
 from hepar.infer.network import Tiling
 from hepar.infer.tiling import predict
 from hepar.io.nifti import write_nifti
+from hepar.paper_run import Job
 from hepar.recipe_data import CohortData
+from hepar.reproduce import reproduce
 from hepar.resampling import resample
 from hepar.score_cohort import scored_cases
 from hepar.score_types import PatientBranch
 from hepar.study import LESION_TYPES
 from hepar.systems.base import Diagnosing, InputSpec
+from hepar.train.loop import TrainResult
 
 SPACING = (3.0, 2.0, 2.0)  # 12 mm^3 a voxel
 GRID = Grid.axial((8, 16, 16), SPACING)
@@ -112,10 +117,11 @@ def cohort(tmp_path_factory) -> Path:
         "missed": ([], [("fnh", A)]),
         "false": ([("cyst", B)], []),
     }
-    rows, lesions = ["case_id,patient_id,art,pv,label,instances"], ["case_id,lesion_id,type"]
+    rows = ["case_id,patient_id,art,pv,label,instances,split"]
+    lesions = ["case_id,lesion_id,type"]
     for name, (said, true) in patients.items():
         row, lines = put(folder, name, said, true, art=False)
-        rows.append(row)
+        rows.append(f"{row},test")
         lesions += lines
     (folder / "cohort.csv").write_text("\n".join(rows) + "\n")
     (folder / "lesions.csv").write_text("\n".join(lesions) + "\n")
@@ -206,6 +212,38 @@ def test_errors_no_types_and_no_way_to_tell_them(cohort):
     with pytest.raises(UsageError, match="cannot be scored by types") as refused:
         scored(cohort, ByHu(classes=("background", "liver", *LESION_TYPES)))
     assert refused.value.code == "E_RECIPE"
+
+
+def test_closed_form_rows_of_one_training_share_its_runs(cohort, tmp_path, monkeypatch):
+    weights = tmp_path / "weights"
+    weights.write_bytes(b"w")
+    trained = []
+
+    def start(job, own, recipe, seed, fold):
+        trained.append(own)
+        return TrainResult(weights, 1, None, 1, 0, 2.0)
+
+    monkeypatch.setattr(module, "_trained", start)
+    monkeypatch.setattr(module, "_network", lambda recipe, run: ByHu())
+    work = Job("lidia", cohort, "toy", tmp_path / "out", seeds=(0,), rows=("focal",))
+    text = reproduce(work, "table3").read_text()
+    assert trained == ["focal"]
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line[:3] == "| +"}
+    # HCC 0.75: one found, one tied with two others. FNH 0.5. Cyst 2.5 of 3. Five types nobody has.
+    assert "0.694" in rows["+Focal Loss"]
+    assert "0.694" in rows["+LiverMax"]
+    assert "not run" in rows["+IFM"]
+    assert "the mean of 3 types" in text
+    assert "AUC-8: every row less +Focal Loss" in text
+    protocol = read_protocol(cohort, typed=True)
+    whole = module.run(work, "focal", 0, None, protocol)
+    shown = module.run(work, "focal@PV", 0, None, protocol)
+    assert trained == ["focal", "focal"]
+    assert (tmp_path / "out" / "focal@PV-toy-0.json").exists()
+    # Nobody has another phase, so that nothing changes but what the run is called.
+    assert shown.cases == whole.cases
+    assert shown.recipe_sha256 != whole.recipe_sha256
+    assert module.run(work, "focal@ART", 0, None, protocol).cases == ()
 
 
 @pytest.mark.parametrize("spacing_mm", [None, (4.0, 3.0, 2.5)])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import numpy as np
 import pytest
 
@@ -12,7 +10,7 @@ from hepar.evaluate.patient import auc_interval, one_versus_rest, patient_auc
 from hepar.evaluate.printed import PrintedRow, PrintedTable, differences, parts_of, tabulate
 from hepar.evaluate.run_auc import MEANS, scored_patients
 from hepar.evaluate.run_columns import COLUMNS, figure, is_scored
-from hepar.evaluate.run_result import CaseResult, LesionType, TypedResult
+from hepar.evaluate.run_result import CaseResult, TypedResult
 from hepar.evaluate.type_columns import patients_note
 from hepar.paper_run import shown_hash
 from hepar.study import LESION_TYPES
@@ -142,7 +140,8 @@ def test_property_columns_of_types_are_of_results_that_hold_them():
     assert figure([plain], "auc8", "livermax") is None
     assert figure([plain[1:]], "auc8", "plan") is None
     assert is_scored([plain], "dice")
-    assert get_args(LesionType) == LESION_TYPES
+    with pytest.raises(ValueError, match="'hcv' is none of hcc, icc"):
+        typed(["hcv"])
     old = plain[0].model_dump(mode="json")
     del old["typed"]
     assert CaseResult.model_validate(old) == plain[0]

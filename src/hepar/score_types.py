@@ -52,7 +52,7 @@ def typed_result(
     volumes, label, liver = on_label(case, spec, phases)
     reference = np.where(label.array == TUMOR, TUMOR, liver).astype(np.uint8)
     spacing_mm = label.grid.spacing_mm
-    branch = PatientBranch(system) if isinstance(system, Diagnosing) else None
+    branch = PatientBranch(cast(Diagnosing, system)) if isinstance(system, Diagnosing) else None
     hu = {phase.value: volume.array for phase, volume in volumes.items()}
     tiling = Tiling(device=device, watch=branch)
     probability = predict_map(system, hu, label.grid, tiling=tiling)

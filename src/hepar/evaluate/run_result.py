@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from hepar.evaluate.lesion_case import LesionCase
 from hepar.evaluate.lits_lesions import ServerLesions
@@ -22,11 +22,17 @@ from hepar.evaluate.policy import Outcome
 from hepar.evaluate.score import CaseScore, StructureScore
 from hepar.evaluate.voxel import tumor_burden
 from hepar.io.atomic import atomic_path
+from hepar.study import LESION_TYPES
+
+
+def _known_type(name: str) -> str:
+    if name not in LESION_TYPES:
+        raise ValueError(f"{name!r} is none of {', '.join(LESION_TYPES)}")
+    return name
+
 
 Count = Annotated[int, Field(ge=0)]
-LesionType = Literal[
-    "hcc", "icc", "metastasis", "hemangioma", "fnh", "cyst", "calcification", "other"
-]
+LesionType = Annotated[str, AfterValidator(_known_type)]
 PatientScore = Literal["livermax", "mask_size", "plan"]
 DIGITS = 6  # of what is written: millionths of a Dice, nanometers
 
