@@ -172,6 +172,7 @@ _LATER: dict[str, dict[str, Any]] = {
     "data": {"foreground_fraction": None},
     "schedule": {"sharpness_rho": None},
     "augment": {"tilt_deg": 0.0},
+    "system": {"fusion": "channels", "classes": "tumor", "coarsest_head": False},
 }
 
 
