@@ -190,9 +190,7 @@ class MaskTransformer(nn.Module):
         self.query_features = nn.Parameter(torch.randn(queries, width))
         self.query_positions = nn.Parameter(torch.randn(queries, width))
         self.level_embeddings = nn.Parameter(torch.randn(levels, width))
-        self.layers = nn.ModuleList(
-            DecoderLayer(width, heads, feedforward) for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(DecoderLayer(width, heads, feedforward) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.classify = nn.Linear(width, classes + 1)
         relu = nn.ReLU(inplace=True)
