@@ -210,7 +210,7 @@ def test_closed_form_the_loss_is_equation_6():
     data = batch()
     alone = {}
     for name in terms:
-        model = tiny(**{other: 0.0 for other in terms} | {name: 1.0})
+        model = tiny(**dict.fromkeys(terms, 0.0) | {name: 1.0})
         alone[name] = float(loss_of(model, data).detach())
     assert min(abs(value) for value in alone.values()) > 1e-3
     total = sum(weight * alone[name] for name, weight in terms.items())
