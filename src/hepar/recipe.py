@@ -26,12 +26,14 @@ from hepar.systems.baselines.nnunet.settings import NnunetSettings
 from hepar.systems.baselines.pa_resseg.settings import PaRessegSettings
 from hepar.systems.dpcnet.settings import DpcnetSettings
 from hepar.systems.e2net.settings import E2netSettings
+from hepar.systems.lidia.settings import LidiaSettings
 from hepar.systems.sam_urim.settings import SamUrimSettings
 
 SystemSettings = Annotated[
     SamUrimSettings
     | E2netSettings
     | DpcnetSettings
+    | LidiaSettings
     | ContextUnet3dSettings
     | MultiphaseUnet3dSettings
     | McFcnSettings

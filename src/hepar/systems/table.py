@@ -21,6 +21,7 @@ from hepar.systems.baselines.nnunet.settings import NnunetSettings
 from hepar.systems.baselines.pa_resseg.settings import PaRessegSettings
 from hepar.systems.dpcnet.settings import DpcnetSettings
 from hepar.systems.e2net.settings import E2netSettings
+from hepar.systems.lidia.settings import LidiaSettings
 from hepar.systems.sam_urim.settings import SamUrimSettings
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ SYSTEMS: dict[str, Entry] = {
     "sam_urim": Entry(SamUrimSettings, "hepar.systems.sam_urim.system", "SamUrim"),
     "e2net": Entry(E2netSettings, "hepar.systems.e2net.system", "E2net"),
     "dpcnet": Entry(DpcnetSettings, "hepar.systems.dpcnet.system", "Dpcnet"),
+    "lidia": Entry(LidiaSettings, "hepar.systems.lidia.system", "Lidia"),
     "context_unet3d": Entry(
         ContextUnet3dSettings, "hepar.systems.baselines.context_unet3d.system", "ContextUnet3d"
     ),
