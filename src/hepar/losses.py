@@ -188,8 +188,8 @@ def focal(
 ) -> Float[Tensor, ""]:
     """Mean focal loss of the softmax over the places that count.
 
-    `L = -mean_i (1 - p_i)^gamma log p_i`, `p_i` the probability of the class `y_i`, over places with
-    `y_i != -1`; 0 (with a gradient of 0) when none counts.
+    `L = -mean_i (1 - p_i)^gamma log p_i`, `p_i` the probability of the class `y_i`, over places
+    with `y_i != -1`; 0 (with a gradient of 0) when none counts.
 
     Args:
         logits: unnormalized scores.
@@ -203,6 +203,6 @@ def focal(
         scores = at_least_float32(logits).movedim(1, -1).flatten(0, -2)[counted]
         log_p = scores.log_softmax(dim=-1)
         log_p = log_p.gather(1, label.long().flatten()[counted].unsqueeze(1)).squeeze(1)
-        # 1 - p without cancellation where p is nearly 1, and with a gradient where it is 1.
+        # Without cancellation where p is nearly 1; above 0, where a power below 1 has no gradient.
         miss = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
         return -(miss**gamma * log_p).sum() / max(1, len(log_p))

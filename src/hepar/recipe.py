@@ -24,6 +24,7 @@ from hepar.systems.baselines.multiphase_unet3d.settings import MultiphaseUnet3dS
 from hepar.systems.baselines.mw_unet.settings import MwUnetSettings
 from hepar.systems.baselines.nnunet.settings import NnunetSettings
 from hepar.systems.baselines.pa_resseg.settings import PaRessegSettings
+from hepar.systems.baselines.plan.settings import PlanSettings
 from hepar.systems.dpcnet.settings import DpcnetSettings
 from hepar.systems.e2net.settings import E2netSettings
 from hepar.systems.lidia.settings import LidiaSettings
@@ -39,7 +40,8 @@ SystemSettings = Annotated[
     | McFcnSettings
     | MwUnetSettings
     | NnunetSettings
-    | PaRessegSettings,
+    | PaRessegSettings
+    | PlanSettings,
     Field(discriminator="name"),
 ]
 
@@ -178,6 +180,7 @@ _LATER: dict[str, dict[str, Any]] = {
     },
     "schedule": {"sharpness_rho": None},
     "augment": {"tilt_deg": 0.0},
+    "system": {"fusion": "channels", "classes": "tumor", "coarsest_head": False},
 }
 
 

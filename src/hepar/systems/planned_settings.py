@@ -1,4 +1,4 @@
-"""What a plan of nnU-Net's says of a network: phases, z-scores, spacing, patch, levels. Torch-free."""
+"""What a plan of nnU-Net's says of a network: phases, z-scores, spacing, patch, levels."""
 
 from __future__ import annotations
 

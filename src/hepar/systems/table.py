@@ -19,6 +19,7 @@ from hepar.systems.baselines.multiphase_unet3d.settings import MultiphaseUnet3dS
 from hepar.systems.baselines.mw_unet.settings import MwUnetSettings
 from hepar.systems.baselines.nnunet.settings import NnunetSettings
 from hepar.systems.baselines.pa_resseg.settings import PaRessegSettings
+from hepar.systems.baselines.plan.settings import PlanSettings
 from hepar.systems.dpcnet.settings import DpcnetSettings
 from hepar.systems.e2net.settings import E2netSettings
 from hepar.systems.lidia.settings import LidiaSettings
@@ -60,6 +61,7 @@ SYSTEMS: dict[str, Entry] = {
     "mw_unet": Entry(MwUnetSettings, "hepar.systems.baselines.mw_unet.system", "MwUnet"),
     "pa_resseg": Entry(PaRessegSettings, "hepar.systems.baselines.pa_resseg.system", "PaResseg"),
     "nnunet": Entry(NnunetSettings, "hepar.systems.baselines.nnunet.system", "Nnunet"),
+    "plan": Entry(PlanSettings, "hepar.systems.baselines.plan.system", "Plan"),
 }
 
 

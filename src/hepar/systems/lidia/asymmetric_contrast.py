@@ -1,4 +1,4 @@
-"""Asymmetric contrastive learning (ACL): common types gather, rare lesions only keep away from them.
+"""Asymmetric contrastive learning (ACL): common types gather, rare lesions keep away from them.
 
 Huang W. et al.: LIDIA, MICCAI 2024, section 2.2, Eq. 3 to 5; Khosla P. et al.: Supervised
 Contrastive Learning, NeurIPS 2020, Eq. 2, which Eq. 4 is.

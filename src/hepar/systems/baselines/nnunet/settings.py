@@ -4,25 +4,39 @@ from __future__ import annotations
 
 from typing import Literal
 
-from hepar.systems.planned_settings import PlannedSettings, Positive
+from pydantic import model_validator
+
+from hepar.systems.planned_settings import PHASES, PlannedSettings, Positive
 
 
 class NnunetSettings(PlannedSettings):
     """A plan of nnU-Net's, and its loss; the batch size belongs to the schedule.
 
-    Each phase is a channel of the input.
-
     Attributes:
+        fusion: each phase is a channel of the input (`channels`), or the first level of the encoder
+            is a stem that takes any of them (LIDIA, Table 2): `hemis`, `convlstm`, `ifm`.
+        classes: background, liver and `tumor`; or, of tumor, one class for each of the `types` of
+            `study.LESION_TYPES`.
         deep_supervision: every level of the decoder but the coarsest is trained, with weights that
             halve from level to level and sum to 1.
+        coarsest_head: the coarsest level is trained too, with half the weight of the next finer.
         batch_dice: the Dice loss takes the batch for one volume; False takes the mean over samples.
         dice_smooth: added to numerator and denominator of each Dice, in voxels.
     """
 
     name: Literal["nnunet"] = "nnunet"
+    fusion: Literal["channels", "hemis", "convlstm", "ifm"] = "channels"
+    classes: Literal["tumor", "types"] = "tumor"
     deep_supervision: bool = True
+    coarsest_head: bool = False
     batch_dice: bool = False
     dice_smooth: Positive = 1e-5
+
+    @model_validator(mode="after")
+    def _coarsest_is_supervised(self) -> NnunetSettings:
+        if self.coarsest_head and not self.deep_supervision:
+            raise ValueError("coarsest_head needs deep_supervision")
+        return self
 
     @classmethod
     def preset(cls, name: str) -> NnunetSettings:
@@ -39,6 +53,16 @@ class NnunetSettings(PlannedSettings):
 # tutorial of a dynamic U-Net, which follows nnU-Net (1 x 0.77 x 0.77 mm, 128 cubed, -17 to 201,
 # 99.40, 39.36); nnU-Net's own supplement was not at hand.
 _LOWRES: dict[str, object] = {"spacing_mm": (2.47, 1.9, 1.9)}
+# LIDIA's Table 2 has no setting but nnU-Net's. Spacing, patch and intensities are those of
+# `lidia/settings.py`; a head at every level of the decoder is nnU-Net's own.
+_LIDIA: dict[str, object] = {
+    **_LOWRES,
+    "phases": ("NC", "ART", "PV"),
+    "patch": (64, 128, 128),
+    "classes": "types",
+    "coarsest_head": True,
+}
+_ALL_PHASES: dict[str, object] = {**_LIDIA, "phases": PHASES}
 PRESETS: dict[str, dict[str, object]] = {
     # A cascade ends here, so that nnU-Net's Dice is of the batch.
     "lits_3d_fullres": {"batch_dice": True},
@@ -62,4 +86,10 @@ PRESETS: dict[str, dict[str, object]] = {
         "strides": ((2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2)),
         "kernels": ((3, 3, 3),) * 5,
     },
+    # LIDIA, Table 1, and Table 2 without the delayed phase.
+    "lidia": _LIDIA,
+    # The other rows of Table 2, with it where a patient has it.
+    "lidia_hemis": {**_ALL_PHASES, "fusion": "hemis"},
+    "lidia_convlstm": {**_ALL_PHASES, "fusion": "convlstm"},
+    "lidia_ifm": {**_ALL_PHASES, "fusion": "ifm"},
 }
