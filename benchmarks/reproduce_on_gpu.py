@@ -136,6 +136,9 @@ class PaintedCases:
     def train_name(self, index: int) -> str:
         return self.train[index].case_id
 
+    def train_types(self, index: int) -> frozenset[str]:
+        return frozenset()  # no system here tells types apart
+
     def fingerprint(self) -> str:
         names = [[p.case_id for p in group] for group in (self.train, self.held_out)]
         return content_key({"patients": names, "phantom": fingerprint()})

@@ -56,7 +56,7 @@ class OrganSource:
         self.spacing_mm: Triple = spec.spacing_mm
         self._classes = context_table(spec.class_names)
         self._liver_class = spec.class_names.index("liver")
-        self.target_classes = (self._liver_class,)
+        self.target_classes: tuple[int, ...] = (self._liver_class,)
         self._bone, self._muscle = (spec.class_names.index(n) for n in ("bone", "muscle"))
         bank = load_bank(data, seed, cache_dir)
         held = data.validation_phantoms

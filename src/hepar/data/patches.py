@@ -68,8 +68,8 @@ def draw_patch(
         if small.size:
             patch = _ignoring(patch, np.isin(patch.instances, small))
     if spec.needs_liver and spec.tumor_classes:
-        typed = patch.instances is not None
-        tumor = patch.instances > 0 if typed else patch.label == spec.tumor_classes[0]
+        lesions = patch.instances
+        tumor = patch.label == spec.tumor_classes[0] if lesions is None else lesions > 0
         patch = _ignoring(patch, tumor & ~patch.liver)
     return patch
 
