@@ -503,7 +503,7 @@ def test_regression_the_tables_of_lidia():
     assert printed.tables["phases"].rows[8].run == "lidia@ART.PV"
 
 
-@pytest.mark.parametrize("system", ["sam_urim", "e2net", "dpcnet"])
+@pytest.mark.parametrize("system", ["sam_urim", "e2net", "dpcnet", "lidia"])
 def test_regression_every_row_of_the_papers_has_its_recipes(system):
     """First stages see whole images and know the liver; the others look for tumors."""
     rows = [row for table in papers(system).tables.values() for row in table.rows if row.recipe]
@@ -514,7 +514,8 @@ def test_regression_every_row_of_the_papers_has_its_recipes(system):
             specs = [build(recipe.system).input_spec for recipe in recipes]
         spec = specs[0]
         assert all(other.class_names == spec.class_names for other in specs)
-        assert ("tumor" in spec.class_names) == (name not in livers)
+        assert bool(spec.tumor_classes) == (name not in livers)
+        assert spec.typed == (system == "lidia")
         if name in livers:
             assert "liver" in spec.class_names
             assert not spec.needs_liver
