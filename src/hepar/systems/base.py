@@ -80,13 +80,14 @@ class InputSpec:
     @property
     def tumor_classes(self) -> tuple[int, ...]:
         """Channels of `decode` that are tumor: `tumor`, or one for each type of lesion."""
-        wanted = {"tumor", *LESION_TYPES}
+        # Of the liver network `other` is all that is no organ.
+        wanted = LESION_TYPES if self.typed else ("tumor",)
         return tuple(n for n, name in enumerate(self.class_names) if name in wanted)
 
     @property
     def typed(self) -> bool:
-        """Whether tumor is told apart by type: the classes are names of `study.LESION_TYPES`."""
-        return bool(self.tumor_classes) and "tumor" not in self.class_names
+        """Whether tumor is told apart by type: each of `study.LESION_TYPES` is a class."""
+        return set(LESION_TYPES) <= set(self.class_names)
 
     @property
     def slices(self) -> int:
@@ -149,4 +150,16 @@ class Refining(System, Protocol):
 
     def initial(self, outputs: Any) -> Float[Tensor, "b k *spatial"]:
         """As `decode`, of the answer before the refinement."""
+        ...
+
+
+@runtime_checkable
+class Diagnosing(System, Protocol):
+    """A system that says of a whole window which types the patient has.
+
+    Of the windows of a case the highest score counts: one without the lesion knows nothing of it.
+    """
+
+    def patient(self, outputs: Any) -> Float[Tensor, "b 8"]:
+        """Probability of having each of `study.LESION_TYPES`."""
         ...
