@@ -7,6 +7,7 @@ positive for several types. A type that every or no patient has is undefined and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -112,6 +113,17 @@ def positives(reference_mm3: Float[np.ndarray, "n 8"]) -> Bool[np.ndarray, "n 8"
         reference_mm3: volume of each of `LESION_TYPES` in each patient.
     """
     return np.asarray(reference_mm3 > POSITIVE_ABOVE_MM3)
+
+
+def group_scores(scores: Mapping[str, float], how: Literal["max", "sum"]) -> dict[str, float]:
+    """The score of each group of one patient: `max` of probabilities, `sum` of volumes.
+
+    Args:
+        scores: of every type.
+        how: scores of types become that of a group.
+    """
+    join = max if how == "max" else math.fsum
+    return {group: join([scores[name] for name in members]) for group, members in GROUPS.items()}
 
 
 def one_versus_rest(
