@@ -36,6 +36,10 @@ CALCIUM_VOXELS = 3
 # A capsule or rim goes around; nodules stand apart.
 AROUND_SHARE = 0.7
 NODULE_HU = 25.0
+# Scanners agree on a difference of HU to no less.
+CALIBRATION_HU = 5.0
+# Voxels as near to what is not liver may hold a rib, the more so after registration.
+SURFACE_MM = 5.0
 SIZE_MM = 10.0
 LATE = ("PV", "DL")
 
@@ -48,14 +52,15 @@ def imaging_features(view: LesionView, long_axis_mm: float) -> tuple[ImagingFeat
         long_axis_mm: `measure.feret_axes_mm`.
     """
     calcium = calcification(view)
-    rim = rim_aphe(view)
+    nodules = peripheral_nodular(view)
+    rim = rim_aphe(view, nodules)
     return (
         size(view, long_axis_mm),
-        nonrim_aphe(view, rim, calcium),
+        nonrim_aphe(view, rim, nodules, calcium),
         washout(view),
         capsule(view),
         rim,
-        peripheral_nodular(view),
+        nodules,
         fluid(view),
         calcium,
     )
@@ -72,7 +77,9 @@ def size(view: LesionView, long_axis_mm: float) -> ImagingFeature:
     return _feature("size_10_mm", state, numbers, f"the long axis measures {long_axis_mm:.0f} mm")
 
 
-def nonrim_aphe(view: LesionView, rim: ImagingFeature, calcium: ImagingFeature) -> ImagingFeature:
+def nonrim_aphe(
+    view: LesionView, rim: ImagingFeature, nodules: ImagingFeature, calcium: ImagingFeature
+) -> ImagingFeature:
     """Arterial hyperenhancement that is not of the rim alone: the lesion is brighter than liver."""
     name = "nonrim_aphe"
     if not view.usable("ART"):
@@ -87,12 +94,15 @@ def nonrim_aphe(view: LesionView, rim: ImagingFeature, calcium: ImagingFeature) 
             return _feature(name, "absent", numbers, "it is dense for its calcium")
         if rim.state == "present":
             return _feature(name, "absent", numbers, "its rim enhances more than its middle")
+        if nodules.state == "present":
+            return _feature(name, "absent", numbers, "its rim enhances in nodules")
         rise = view.rise("ART")
         if rise is not None:
             numbers |= {"art_rise_hu": rise.hu, "art_rise_u_hu": rise.u}
             if visible(rise) != "present":
                 return _feature(name, "absent", numbers, "it was as bright without contrast medium")
-        if not view.regions.resolved:
+        middle = view.contrast("ART", view.regions.center)
+        if not view.regions.resolved and (middle is None or visible(middle) != "present"):
             why = "brighter than the liver, but too small to tell its rim from its middle"
             return _feature(name, "not_assessable", numbers, why)
     return _feature(name, state, numbers, _said(found, "the liver in the arterial phase"))
@@ -102,7 +112,7 @@ def washout(view: LesionView) -> ImagingFeature:
     """Nonperipheral washout: not darker than liver at first, and visibly darker later.
 
     Looked for in the center, so that a dark rim alone is none. What was darker than liver from the
-    first enhanced phase on has nothing to wash out.
+    first enhanced phase on, by more than noise and calibration, has nothing to wash out.
     """
     name = "washout"
     late = [phase for phase in LATE if view.usable(phase)]
@@ -122,7 +132,7 @@ def washout(view: LesionView) -> ImagingFeature:
         )
     (first, begin), *later = seen.items()
     dark = [(p, m) for p, m in later if visible(m.reversed()) == "present"]
-    if visible(begin.reversed()) == "present":
+    if begin.hu < -max(SURE * begin.u, CALIBRATION_HU):
         why = f"darker than the liver by {-begin.hu:.0f} HU from the {_long(first)} phase on"
         return _feature(name, "absent", numbers, why)
     for phase, found in dark:
@@ -166,14 +176,18 @@ def capsule(view: LesionView) -> ImagingFeature:
         level = max(inside.hu, view.liver_hu[phase])
         excess = found.minus(Measured(level, inside.u if level == inside.hu else 0.0))
         around = view.share_above(phase, shell, level + VISIBLE_HU / 2)
+        within = regions.shells(regions.border_mm, 2 * regions.border_mm)
+        beyond = view.brightest(phase, within)
         key = phase.lower()
         numbers |= {f"{key}_border_hu": excess.hu, f"{key}_border_u_hu": excess.u}
         numbers |= {f"{key}_around_share": around}
         state = visible(excess, SURE_OF_SEVERAL)
-        if state == "present" and around < AROUND_SHARE:
+        thick = beyond is not None and beyond[1].hu - level > excess.hu / 2
+        if state == "present" and (around < AROUND_SHARE or thick):
             state = "absent"
         words = f"{_said(excess, 'liver and lesion')} around {100 * around:.0f} % of it"
         why = f"its border in the {_long(phase)} phase is {words}"
+        why += ", and no thin line" if thick else ""
         if not best[1] or _RANK[state] > _RANK[best[0]]:
             best = (state, why)
     if not best[1]:
@@ -181,8 +195,8 @@ def capsule(view: LesionView) -> ImagingFeature:
     return _feature(name, best[0], numbers, best[1])
 
 
-def rim_aphe(view: LesionView) -> ImagingFeature:
-    """Arterial enhancement that is strongest in the rim: brighter than the middle and the liver."""
+def rim_aphe(view: LesionView, nodules: ImagingFeature) -> ImagingFeature:
+    """Arterial enhancement strongest in the rim, around it: brighter than middle and liver."""
     name = "rim_aphe"
     regions = view.regions
     if not view.usable("ART"):
@@ -196,7 +210,8 @@ def rim_aphe(view: LesionView) -> ImagingFeature:
     shell, found = peak
     over_center = found.minus(center)
     over_liver = Measured(found.hu - view.liver_hu["ART"], found.u)
-    around = view.share_above("ART", shell, max(center.hu, view.liver_hu["ART"]))
+    level = max(center.hu, view.liver_hu["ART"]) + VISIBLE_HU / 2
+    around = view.share_above("ART", shell, level)
     numbers = {
         "rim_over_center_hu": over_center.hu,
         "rim_over_center_u_hu": over_center.u,
@@ -205,7 +220,7 @@ def rim_aphe(view: LesionView) -> ImagingFeature:
         "around_share": around,
     }
     states = [visible(over_center, SURE_OF_SEVERAL), visible(over_liver, SURE_OF_SEVERAL)]
-    if "absent" in states or around < AROUND_SHARE:
+    if "absent" in states or around < AROUND_SHARE or nodules.state == "present":
         state: FeatureState = "absent"
     else:
         state = "present" if set(states) == {"present"} else "not_assessable"
@@ -213,6 +228,8 @@ def rim_aphe(view: LesionView) -> ImagingFeature:
         f"its arterial rim is {_said(over_center, 'its middle')} and "
         f"{_said(over_liver, 'the liver')} around {100 * around:.0f} % of it"
     )
+    if nodules.state == "present":
+        why = "its rim enhances in nodules, not all around"
     return _feature(name, state, numbers, why)
 
 
@@ -272,8 +289,11 @@ def fluid(view: LesionView) -> ImagingFeature:
 def calcification(view: LesionView) -> ImagingFeature:
     """Voxels as dense as calcium: without contrast medium, or, lacking that, in every phase."""
     name = "calcification"
-    mask = view.regions.mask
+    regions = view.regions
+    mask = regions.whole & (regions.surface_mm > SURFACE_MM)
     phases = [p for p in view.volumes if view.usable(p)]
+    if not mask.any():
+        return _feature(name, "not_assessable", {}, "it lies at the surface, where a rib may be")
     if not phases:
         return _feature(name, "not_assessable", {}, "no scan covers the lesion")
     plain = "NC" in phases
@@ -289,7 +309,7 @@ def calcification(view: LesionView) -> ImagingFeature:
     numbers = {
         "threshold_hu": level,
         "dense_voxels": float(largest),
-        "dense_ml": largest * view.regions.voxel_ml,
+        "dense_ml": largest * regions.voxel_ml,
         "densest_hu": float(least[mask].max()),
     }
     scans = "the non-contrast phase" if plain else "every phase there is"

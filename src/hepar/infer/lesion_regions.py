@@ -1,7 +1,7 @@
 """The parts of a lesion that its features are measured in: middle, rim, border, sectors.
 
-All of it lies in the axial slices in the middle of the lesion, where its border is steep: rims are
-looked for in plane, as a radiologist does, because slices are often too thick for a rim above.
+Rims are looked for in plane, as a radiologist does, because slices are often too thick for a rim
+above, and in the slices in the middle of the lesion, where its border is steep.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ _APART_MM = 1e6
 
 @dataclass(frozen=True)
 class LesionRegions:
-    """A lesion and the liver around it, in the middle slices of the lesion.
+    """A lesion and the liver around it.
 
     Attributes:
-        box: where the arrays lie.
-        mask: `(z, y, x)` the lesion.
-        liver: `(z, y, x)` liver that is no lesion.
+        box: where the arrays lie: all slices of the lesion.
+        whole: `(z, y, x)` the lesion.
+        mask: `(z, y, x)` the lesion in its middle slices.
+        liver: `(z, y, x)` liver that is no lesion, in the same.
+        surface_mm: `(z, y, x)` in-plane distance from what is not liver.
         depth_mm: `(z, y, x)` in-plane distance of a voxel from the border; positive inside.
         sector: `(z, y, x)` which part around the middle: eight angles at up to three heights.
         pixel_mm: in plane.
@@ -45,8 +47,10 @@ class LesionRegions:
     """
 
     box: Box
+    whole: Bool[np.ndarray, "z y x"]
     mask: Bool[np.ndarray, "z y x"]
     liver: Bool[np.ndarray, "z y x"]
+    surface_mm: Float[np.ndarray, "z y x"]
     depth_mm: Float[np.ndarray, "z y x"]
     sector: Int[np.ndarray, "z y x"]
     pixel_mm: float
@@ -55,7 +59,7 @@ class LesionRegions:
     @property
     def radius_mm(self) -> float:
         """From the border to the middle."""
-        return float(self.depth_mm.max())
+        return float(self.depth_mm[self.mask].max())
 
     @property
     def resolved(self) -> bool:
@@ -97,7 +101,7 @@ class LesionRegions:
 
 
 def lesion_regions(
-    mask: Bool[np.ndarray, "z y x"],
+    mask: Bool[np.ndarray, "d h w"],
     box: Box,
     organ: Bool[np.ndarray, "z y x"],
     lesions: Bool[np.ndarray, "z y x"],
@@ -112,24 +116,24 @@ def lesion_regions(
         lesions: `(z, y, x)` all lesions.
         grid: of `organ`.
     """
-    area = mask.sum(axis=(1, 2))
-    middle = np.flatnonzero(area >= MIDDLE_SHARE * area.max())
     _, dy, dx = grid.spacing_mm
     pads = (int(np.ceil(AROUND_MM / dy)), int(np.ceil(AROUND_MM / dx)))
-    start = (box.start[0] + int(middle[0]), *_less(box.start[1:], pads))
-    stop = (box.start[0] + int(middle[-1]) + 1, *_more(box.stop[1:], pads, grid.shape[1:]))
+    start = (box.start[0], *_less(box.start[1:], pads))
+    stop = (box.stop[0], *_more(box.stop[1:], pads, grid.shape[1:]))
     wide = Box(start, stop)
-    inner = Box((start[0], *box.start[1:]), (stop[0], *box.stop[1:])).relative_to(wide)
     local = np.zeros(wide.shape, dtype=bool)
-    local[inner.slices] = mask[middle[0] : middle[-1] + 1]
-    pixel_mm = 0.5 * (dy + dx)
+    local[box.relative_to(wide).slices] = mask
+    area = mask.sum(axis=(1, 2))
+    middle = (area >= MIDDLE_SHARE * area.max())[:, None, None]
     return LesionRegions(
         box=wide,
-        mask=local,
-        liver=organ[wide.slices] & ~lesions[wide.slices] & ~local,
+        whole=local,
+        mask=local & middle,
+        liver=organ[wide.slices] & ~lesions[wide.slices] & ~local & middle,
+        surface_mm=_depth_mm(organ[wide.slices] | local, dy, dx),
         depth_mm=_depth_mm(local, dy, dx),
-        sector=_sectors(local),
-        pixel_mm=pixel_mm,
+        sector=_sectors(local & middle),
+        pixel_mm=0.5 * (dy + dx),
         voxel_ml=grid.voxel_ml,
     )
 
@@ -143,8 +147,13 @@ def _more(stop: tuple[int, ...], pads: tuple[int, int], shape: tuple[int, ...]) 
 
 
 def _depth_mm(mask: NDArray[np.bool_], dy: float, dx: float) -> NDArray[np.float64]:
-    """Signed in-plane distance from the border, which lies half a pixel beyond the last one."""
-    padded = np.pad(mask, ((0, 0), (1, 1), (1, 1)))
+    """Signed in-plane distance from the border, which lies half a pixel beyond the last one.
+
+    What is cut off at the sides of the array goes on as it ends.
+    """
+    if mask.all():
+        return np.full(mask.shape, _APART_MM)
+    padded = np.pad(mask, ((0, 0), (1, 1), (1, 1)), mode="edge")
     apart = (_APART_MM, dy, dx)
     inside = ndimage.distance_transform_edt(padded, sampling=apart)
     outside = ndimage.distance_transform_edt(~padded, sampling=apart)
@@ -154,10 +163,12 @@ def _depth_mm(mask: NDArray[np.bool_], dy: float, dx: float) -> NDArray[np.float
 
 
 def _sectors(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Numbers of the part around the middle of its slices that each voxel lies in."""
-    count, rows, columns = mask.shape
-    _, y, x = (float(v) for v in np.argwhere(mask).mean(axis=0))
+    """Numbers of the part around the middle of the lesion that each voxel lies in."""
+    _, rows, columns = mask.shape
+    places = np.argwhere(mask)
+    _, y, x = (float(v) for v in places.mean(axis=0))
+    first, count = int(places[0, 0]), int(np.ptp(places[:, 0])) + 1
     angle = np.arctan2(np.arange(rows)[:, None] - y, np.arange(columns)[None] - x)
     turn = np.floor((angle + np.pi) / (2 * np.pi) * ANGLES).astype(np.int64) % ANGLES
-    level = np.arange(count) * min(LEVELS, count) // count
+    level = np.clip(np.arange(len(mask)) - first, 0, count - 1) * min(LEVELS, count) // count
     return np.asarray(level[:, None, None] * ANGLES + turn[None])
