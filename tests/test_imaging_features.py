@@ -1,4 +1,4 @@
-"""Imaging features on painted spheres: what is there is found, what cannot be seen is not denied."""
+"""Imaging features on painted spheres: what is there is found, what is hidden is not denied."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def paint(
     misplaced: tuple[str, ...] = (),
     nodules: int = 0,
 ) -> dict[str, ImagingFeature]:
-    """Features of a sphere in a liver: a body, a rim inside it or, of `nodules` wedges, parts of it."""
+    """Features of a sphere in a liver: a body, and a rim inside it or the first wedges of one."""
     generator = np.random.default_rng(3)
     away = distance_mm(grid, center_mm)
     lesion = away <= radius_mm
@@ -154,7 +154,7 @@ def test_closed_form_noise_that_could_hide_it_forbids_an_absent():
 
 @pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (5.0, 0.7, 0.7), (2.5, 1.2, 0.9)])
 def test_property_features_do_not_hang_on_the_voxels(spacing_mm):
-    size = tuple(int(round(d / s)) for d, s in zip((60.0, 60.0, 60.0), spacing_mm, strict=True))
+    size = tuple(round(d / s) for d, s in zip((60.0, 60.0, 60.0), spacing_mm, strict=True))
     grid = Grid.axial(size, spacing_mm)
     ring = {**HCC, "PV": 150.0, "DL": 130.0}
     found = paint(HCC, rim=ring, rim_mm=2.5, grid=grid, center_mm=(30.0, 30.0, 30.0))

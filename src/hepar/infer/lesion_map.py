@@ -99,18 +99,23 @@ def type_chances(
         instances: 0, or the id of a lesion, from 1 on.
         temperature: of `calibrate.temper_types`.
     """
+    chances = temper_types(type_means(types, instances), temperature)
+    return tuple(dict(zip(LESION_TYPES, row, strict=True)) for row in chances.tolist())
+
+
+def type_means(
+    types: Float[np.ndarray, "10 z y x"], instances: UInt16[np.ndarray, "z y x"]
+) -> Float[np.ndarray, "n 8"]:
+    """Mean probability of each of `LESION_TYPES` over each lesion; zeros where an id has no voxel."""
     count = int(instances.max(initial=0))
     inside = instances > 0
     number = instances[inside]
-    sums = np.stack(
-        [
-            np.bincount(number, types[1 + k][inside].astype(np.float64), minlength=count + 1)[1:]
-            for k in range(len(LESION_TYPES))
-        ],
-        axis=1,
-    )
-    chances = temper_types(sums, temperature)
-    return tuple(dict(zip(LESION_TYPES, row, strict=True)) for row in chances.tolist())
+    voxels = np.maximum(np.bincount(number, minlength=count + 1), 1)
+    means = [
+        np.bincount(number, one[inside].astype(np.float64), minlength=count + 1) / voxels
+        for one in types[1 : 1 + len(LESION_TYPES)]
+    ]
+    return np.stack(means, axis=1)[1:]
 
 
 def measured_map(
