@@ -80,13 +80,14 @@ class InputSpec:
     @property
     def tumor_classes(self) -> tuple[int, ...]:
         """Channels of `decode` that are tumor: `tumor`, or one for each type of lesion."""
-        wanted = {"tumor", *LESION_TYPES}
+        # Of the liver network `other` is all that is no organ.
+        wanted = LESION_TYPES if self.typed else ("tumor",)
         return tuple(n for n, name in enumerate(self.class_names) if name in wanted)
 
     @property
     def typed(self) -> bool:
-        """Whether tumor is told apart by type: the classes are names of `study.LESION_TYPES`."""
-        return bool(self.tumor_classes) and "tumor" not in self.class_names
+        """Whether tumor is told apart by type: each of `study.LESION_TYPES` is a class."""
+        return set(LESION_TYPES) <= set(self.class_names)
 
     @property
     def slices(self) -> int:
