@@ -116,6 +116,13 @@ def test_closed_form_what_was_dark_from_the_beginning_does_not_wash_out():
     assert found.reason == "Darker than the liver by 20 HU from the arterial phase on."
 
 
+def test_closed_form_what_fills_in_later_was_not_washed_out():
+    filling = {"NC": 40.0, "ART": 66.0, "PV": 92.0, "DL": 105.0}
+    found = paint(filling)["washout"]
+    assert (found.state, found.numbers["pv_contrast_hu"] < -10) == ("absent", True)
+    assert paint({**filling, "DL": 85.0})["washout"].state == "present"
+
+
 def test_closed_form_peripheral_washout_is_none():
     ring = {**LIVER, "ART": 95.0, "PV": 80.0, "DL": 60.0}
     assert paint({**LIVER, "ART": 95.0}, rim=ring)["washout"].state == "absent"

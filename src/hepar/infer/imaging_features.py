@@ -112,7 +112,8 @@ def washout(view: LesionView) -> ImagingFeature:
     """Nonperipheral washout: not darker than liver at first, and visibly darker later.
 
     Looked for in the center, so that a dark rim alone is none. What was darker than liver from the
-    first enhanced phase on, by more than noise and calibration, has nothing to wash out.
+    first enhanced phase on, by more than noise and calibration, has nothing to wash out, and what
+    is brighter than liver in the end has filled in.
     """
     name = "washout"
     late = [phase for phase in LATE if view.usable(phase)]
@@ -135,7 +136,8 @@ def washout(view: LesionView) -> ImagingFeature:
     if begin.hu < -max(SURE * begin.u, CALIBRATION_HU):
         why = f"darker than the liver by {-begin.hu:.0f} HU from the {_long(first)} phase on"
         return _feature(name, "absent", numbers, why)
-    for phase, found in dark:
+    last, end = later[-1]
+    for phase, found in dark if end.hu < 0 else ():
         fall = begin.minus(found)
         if visible(fall) == "present":
             why = (
@@ -143,7 +145,6 @@ def washout(view: LesionView) -> ImagingFeature:
                 f"{found.hu:.0f} \u00b1 {found.u:.0f} HU ({_long(phase)})"
             )
             return _feature(name, "present", numbers, why)
-    last, end = later[-1]
     if any(visible(m.reversed()) == "not_assessable" for _, m in later):
         return _feature(name, "not_assessable", numbers, _too_noisy(end))
     contrast = f"{end.hu:.0f} \u00b1 {end.u:.0f} HU"

@@ -106,7 +106,7 @@ def type_chances(
 def type_means(
     types: Float[np.ndarray, "10 z y x"], instances: UInt16[np.ndarray, "z y x"]
 ) -> Float[np.ndarray, "n 8"]:
-    """Mean probability of each of `LESION_TYPES` over each lesion; zeros where an id has no voxel."""
+    """Mean probability of each of `LESION_TYPES` over each lesion; zeros without voxels."""
     count = int(instances.max(initial=0))
     inside = instances > 0
     number = instances[inside]
