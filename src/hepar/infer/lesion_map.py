@@ -54,8 +54,8 @@ def lesions_from_types(
 
     Args:
         case: the liver.
-        types: background, `LESION_TYPES`, liver on the liver box; background where no lesion may
-            lie; float16 does.
+        types: background, `LESION_TYPES`, liver on the liver box; zero where no lesion may lie;
+            float16 does.
         probability: of tumor, as for `lesions_from_probability`.
         calibration: also of the types.
     """
