@@ -16,7 +16,7 @@ from hepar.infer.calibrate import fit_types, temper_types
 from hepar.infer.lesion_map import type_chances, type_means
 from hepar.preprocess import liver_box
 from hepar.render.page import evidence, headline, render_page
-from hepar.stages.diagnose import SEVERAL_TYPES, TUMOR_FREE, diagnose
+from hepar.stages.diagnose import NOT_SURE, TUMOR_FREE, diagnose
 from hepar.stages.report import compose
 from hepar.stages.tumor import find_lesions
 from hepar.study import LESION_TYPES, Diagnosis, Findings, LesionMap, LiverCase, PhaseReading
@@ -81,7 +81,7 @@ def test_closed_form_types_within_one_piece_are_shares_of_its_voxels():
     only = diagnosis.lesions[0]
     assert only.probabilities["hcc"] == pytest.approx(share, abs=1e-6)
     assert only.probabilities["icc"] == pytest.approx(1 - share, abs=1e-6)
-    assert (only.label, only.abstained, only.reason) == ("uncertain", True, SEVERAL_TYPES)
+    assert (only.label, only.abstained, only.reason) == ("uncertain", True, NOT_SURE)
     cold = found(case, type_temperature=0.5)[2].lesions[0]
     odds = (share / (1 - share)) ** 2
     assert cold.probabilities["hcc"] == pytest.approx(odds / (1 + odds), abs=1e-6)
@@ -127,6 +127,7 @@ def test_closed_form_no_lesion_still_has_a_patient():
     findings, html = report(liver, lesions, diagnosis)
     assert "No lesion was found in the liver." in html
     assert "anywhere in the liver" in html
+    assert "&ldquo;No lesion&rdquo;" not in html
     assert Findings.model_validate_json(findings.model_dump_json()) == findings
 
 
@@ -178,7 +179,7 @@ def test_closed_form_evidence_in_words_gives_a_shared_reason_once():
     case = patient((HCC, (0, 0, 0), 14.0))
     lesion = compose(*found(case), {}).lesions[0]
     said = evidence(lesion)
-    assert ("At least 10 mm", "The long axis measures 28 mm.") in said.present
+    assert ("At least 10 mm", "The long axis measures 29 mm.") in said.present
     reasons = dict(said.open)
     assert reasons["There is no arterial phase."] == (
         "Nonrim arterial hyperenhancement",

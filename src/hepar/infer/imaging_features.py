@@ -328,8 +328,9 @@ _RANK: dict[FeatureState, int] = {"absent": 0, "not_assessable": 1, "present": 2
 def _feature(
     name: str, state: FeatureState, numbers: Mapping[str, float], why: str
 ) -> ImagingFeature:
+    said = why.replace(" -", " \N{MINUS SIGN}")
     return ImagingFeature(
-        name=name, state=state, numbers=dict(numbers), reason=why[:1].upper() + why[1:] + "."
+        name=name, state=state, numbers=dict(numbers), reason=said[:1].upper() + said[1:] + "."
     )
 
 

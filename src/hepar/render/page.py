@@ -81,7 +81,7 @@ def render_page(
         methods=METHOD_NAMES,
         diagnoses=diagnoses,
         ranked={key: ranked(d.probabilities) for key, d in diagnoses.items()},
-        patient=ranked(findings.diagnosis.patient),
+        patient=_patient(findings),
         groups=tuple(findings.diagnosis.groups.items()),
         feature_names=FEATURE_NAMES,
         evidence={lesion.id: evidence(lesion) for lesion in findings.lesions},
@@ -115,6 +115,12 @@ def ranked(probabilities: Mapping[str, float]) -> list[tuple[str, float]]:
     """Types worth mentioning, from the most probable down."""
     kept = [item for item in probabilities.items() if item[1] >= MENTIONED]
     return sorted(kept, key=lambda item: -item[1])
+
+
+def _patient(findings: Findings) -> list[tuple[str, float]]:
+    """What is said of the patient; without lesions none of them can be doubted."""
+    said = ranked(findings.diagnosis.patient)
+    return said if findings.lesions else [item for item in said if item[0] != "tumor-free"]
 
 
 @dataclass(frozen=True)

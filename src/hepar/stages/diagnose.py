@@ -25,7 +25,7 @@ from hepar.systems.baselines.enhancement_classifier import (
 logger = logging.getLogger(__name__)
 
 TUMOR_FREE = "tumor-free"
-SEVERAL_TYPES = "the network sees several types about equally often in it"
+NOT_SURE = "the network is not sure enough of any one type"
 
 
 def diagnose(
@@ -70,7 +70,7 @@ def by_network(lesions: LesionMap, seen: TypeEvidence) -> tuple[LesionDiagnosis,
                 probabilities=dict(chances),
                 label=UNCERTAIN if unsure else best,
                 abstained=unsure,
-                reason=SEVERAL_TYPES if unsure else "",
+                reason=NOT_SURE if unsure else "",
             )
         )
     return tuple(judged)
