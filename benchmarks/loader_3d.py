@@ -78,7 +78,7 @@ class Ours:
     def __init__(self, table: Path) -> None:
         import torch
 
-        from hepar.data.cohort import CohortCases
+        from hepar.data.cohort_cases import CohortCases
         from hepar.data.tumor_source import CaseSource
         from hepar.recipe_data import CohortData
         from hepar.systems.base import InputSpec

@@ -35,8 +35,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from hepar.data.cache import content_key, file_hash
-from hepar.data.patches import PreparedCase, foreground_voxels, lesion_voxels, slice_contents
 from hepar.data.phantom_cohort import Enrolled, draw, enroll, visit
+from hepar.data.prepared_case import PreparedCase, foreground_voxels, lesion_voxels, slice_contents
 from hepar.data.tumor_source import CaseSource
 from hepar.evaluate.lits_lesions import server_lesions
 from hepar.evaluate.printed import differences, read_printed, tabulate
@@ -135,6 +135,9 @@ class PaintedCases:
 
     def train_name(self, index: int) -> str:
         return self.train[index].case_id
+
+    def train_types(self, index: int) -> frozenset[str]:
+        return frozenset()  # no system here tells types apart
 
     def fingerprint(self) -> str:
         names = [[p.case_id for p in group] for group in (self.train, self.held_out)]

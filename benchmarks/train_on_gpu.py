@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
 
-from hepar.data.tumor_source import PhantomCases
+from hepar.data.phantom_cases import PhantomCases
 from hepar.infer.bundle import export_part
 from hepar.recipe import load_recipe
 from hepar.recipe_data import PhantomTumorData

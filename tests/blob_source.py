@@ -22,8 +22,6 @@ class BlobSource:
         kill_at: number of the sample at which the process kills itself.
     """
 
-    target_class = "tumor"
-
     def __init__(
         self,
         spec: InputSpec,
@@ -33,6 +31,7 @@ class BlobSource:
         kill_at: int | None = None,
     ) -> None:
         self.spec, self.length, self.bad, self.kill_at = spec, length, bad, kill_at
+        self.target_classes = spec.tumor_classes
 
     def __len__(self) -> int:
         return self.length

@@ -19,13 +19,8 @@ from fake_systems import spec_2d, spec_3d
 from hepar.data import array_file, cache
 from hepar.data.array_file import arrays_hash, map_arrays, stamp, write_arrays
 from hepar.data.cache import ArrayCache
-from hepar.data.patches import (
-    PreparedCase,
-    draw_patch,
-    foreground_voxels,
-    slice_contents,
-    whole_case,
-)
+from hepar.data.patches import draw_patch, whole_case
+from hepar.data.prepared_case import PreparedCase, foreground_voxels, slice_contents
 from hepar.data.sampling import collate
 from hepar.errors import ResourceExhausted
 from hepar.recipe_data import PatchSettings

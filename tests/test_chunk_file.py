@@ -16,13 +16,8 @@ from hypothesis.extra import numpy as arrays_of
 from fake_systems import spec_3d
 from hepar.data.cache import ArrayCache
 from hepar.data.chunk_file import ChunkedArray, is_whole, open_chunks, write_chunks
-from hepar.data.patches import (
-    PreparedCase,
-    draw_patch,
-    foreground_voxels,
-    slice_contents,
-    whole_case,
-)
+from hepar.data.patches import draw_patch, whole_case
+from hepar.data.prepared_case import PreparedCase, foreground_voxels, slice_contents
 from hepar.data.sampling import collate
 from hepar.errors import ResourceExhausted
 from hepar.recipe_data import PatchSettings

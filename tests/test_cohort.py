@@ -10,20 +10,15 @@ import pytest
 from scipy import ndimage
 
 from hepar.data.cache import ArrayCache
-from hepar.data.cohort import CohortCases, read_cohort
-from hepar.data.patches import (
-    PreparedCase,
-    draw_patch,
-    drop_phases,
-    foreground_voxels,
-    lesion_voxels,
-    slice_contents,
-    whole_case,
-)
+from hepar.data.cohort import read_cohort
+from hepar.data.cohort_cases import CohortCases
+from hepar.data.patches import draw_patch, drop_phases, whole_case
 from hepar.data.phantom_bank import write_bank
+from hepar.data.phantom_cases import PhantomCases, thicken
+from hepar.data.prepared_case import PreparedCase, foreground_voxels, lesion_voxels, slice_contents
 from hepar.data.sampling import SampleSource, collate
 from hepar.data.sources import open_source
-from hepar.data.tumor_source import PhantomCases, imperfect_liver, thicken
+from hepar.data.tumor_source import imperfect_liver
 from hepar.errors import InputRefused, UsageError
 from hepar.geometry import Grid
 from hepar.io.nifti import write_nifti

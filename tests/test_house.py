@@ -121,7 +121,7 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 import hepar.train.loop, hepar.data.sampling, hepar.data.augment, hepar.infer.tiling
 import hepar.infer.bundle, hepar.evaluate.voxel, hepar.phantom.anatomy, hepar.phantom.scanner
-import hepar.losses, hepar.preprocess, hepar.recipe, hepar.data.tumor_source
+import hepar.losses, hepar.preprocess, hepar.recipe, hepar.data.phantom_cases
 import hepar.data.organ_source
 from hepar.systems.table import SYSTEMS, build
 for name, entry in SYSTEMS.items():

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from hepar import prepare as preparing
 from hepar.cli import main
-from hepar.data.cohort import CohortCases, read_case, read_cohort
+from hepar.data.cohort import read_case, read_cohort
+from hepar.data.cohort_cases import CohortCases
 from hepar.data.folds import assign_folds, draw_validation
 from hepar.data.importers.folder import find_cases as find_folders
 from hepar.data.importers.ircad import find_case, role_of

@@ -10,15 +10,9 @@ import pytest
 import torch
 
 from fake_systems import Echo, spec_2d
-from hepar.data.cohort import CohortCases
-from hepar.data.patches import (
-    PreparedCase,
-    draw_patch,
-    foreground_voxels,
-    lesion_voxels,
-    slice_contents,
-    whole_case,
-)
+from hepar.data.cohort_cases import CohortCases
+from hepar.data.patches import draw_patch, whole_case
+from hepar.data.prepared_case import PreparedCase, foreground_voxels, lesion_voxels, slice_contents
 from hepar.data.tumor_source import CaseSource
 from hepar.errors import UsageError
 from hepar.geometry import Grid
@@ -202,8 +196,9 @@ def test_closed_form_a_cohort_keeps_the_whole_field(tmp_path: Path, margin_mm, s
     cases = CohortCases(settings, _spec(), cache_dir=None)
     assert cases.train_case(0, 0).label.shape == shape
     # What a source is validated on is tumor, or liver where a system knows no tumor.
-    for names, target in ((("b", "liver", "tumor"), "tumor"), (("b", "liver"), "liver")):
-        assert CaseSource(cases, settings, _spec(class_names=names), seed=0).target_class == target
+    for names, target in ((("b", "liver", "tumor"), 2), (("b", "liver"), 1)):
+        source = CaseSource(cases, settings, _spec(class_names=names), seed=0)
+        assert source.target_classes == (target,)
     with pytest.raises(UsageError, match="knows a, b"):
         CaseSource(cases, settings, _spec(class_names=("a", "b")), seed=0)
 

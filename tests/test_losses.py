@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hepar.losses import binary_cross_entropy, cross_entropy, soft_dice, soft_iou
+from hepar.losses import binary_cross_entropy, cross_entropy, focal, soft_dice, soft_iou
 
 
 def _random(seed: int, shape: tuple[int, ...] = (2, 3, 4, 5)) -> tuple[torch.Tensor, torch.Tensor]:
@@ -178,3 +178,33 @@ def test_property_several_channels_in_float32_under_autocast(loss):
         found = loss(logits, target, counted)
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_oracle_focal_is_a_loop_over_the_places_that_count(gamma):
+    logits, label = _random(5, (2, 4, 6))
+    total, count = 0.0, 0
+    for b, i in ((b, i) for b in range(2) for i in range(6)):
+        k = int(label[b, i])
+        if k < 0:
+            continue
+        scores = [math.exp(s) for s in logits[b, :, i].tolist()]
+        p = scores[k] / sum(scores)
+        total -= (1 - p) ** gamma * math.log(p)
+        count += 1
+    assert 0 < count < 12
+    assert focal(logits, label, gamma=gamma).item() == pytest.approx(total / count, rel=1e-12)
+
+
+def test_closed_form_focal_of_sure_and_of_ignored_places():
+    label = torch.tensor([[0, 1, -1]])
+    logits = torch.tensor([[[200.0, 0.0, 1.0], [0.0, 0.0, 9.0]]], requires_grad=True)
+    loss = focal(logits, label)
+    loss.backward()
+    # The first is sure, of the second one half is missing, the third does not count.
+    assert loss.item() == pytest.approx(0.25 * math.log(2) / 2)
+    assert torch.isfinite(logits.grad).all()
+    assert not logits.grad[..., 2].any()
+    assert focal(logits, torch.full_like(label, -1)).item() == 0.0
+    with torch.autocast("cpu", torch.bfloat16):
+        assert focal(logits.bfloat16(), label).dtype == torch.float32

@@ -21,6 +21,7 @@ from hepar.systems.base import Batch, System
 from hepar.systems.baselines.nnunet.planning import topology, widths
 from hepar.systems.baselines.nnunet.settings import PRESETS, NnunetSettings
 from hepar.systems.baselines.nnunet.system import Nnunet, level_weights, module_parameters
+from hepar.systems.planned_settings import PHASES
 from hepar.train.schedule import optimizer
 
 NETWORKS = json.loads(Path(__file__).with_name("nnunet_plans.json").read_text())["networks"]
@@ -55,6 +56,21 @@ def batch(samples: int = 2, phases: int = 1) -> Batch:
     return Batch(image, torch.ones((samples, phases), dtype=torch.bool), label, label > 0)
 
 
+FUSIONS = ("hemis", "convlstm", "ifm")
+TYPED = {"phases": PHASES, "classes": "types", "coarsest_head": True}
+
+
+def typed_batch() -> Batch:
+    """A liver with a metastasis and a cyst, whose phases are not all there."""
+    data = batch(phases=4)
+    label = torch.where(data.label == 1, 9, 0)
+    label[0, 2:6, 4:10, 4:10] = 3
+    label[1, 2:6, 6:12, 6:12] = 6
+    image = data.image + (0.5 * (label == 3) - 0.2 * (label == 6))[:, None, None]
+    present = torch.tensor([[True, True, True, False], [False, True, True, True]])
+    return Batch(image, present, label, data.liver)
+
+
 def of_plan(network: dict) -> NnunetSettings:
     """Settings of a network whose parameters nnU-Net's own code counted."""
     strides = [tuple(step) for step in network["strides"]]
@@ -79,18 +95,29 @@ def test_oracle_parameters_are_those_of_plain_conv_unet(name):
 def counted(settings: NnunetSettings) -> dict[str, int]:
     """Convolutions with bias, norms of two numbers a channel, and a head for all levels but one."""
 
-    def pair(c: int, d: int, kernel) -> int:
-        return math.prod(kernel) * (c * d + d * d) + 2 * d + 4 * d
+    def block(c: int, d: int, kernel) -> int:
+        return math.prod(kernel) * c * d + d + 2 * d
 
-    channels, kernels = settings.channels, settings.kernels
-    ins = (len(settings.phases), *channels[:-1])
-    fine = channels[:-1]
+    def pair(c: int, d: int, kernel) -> int:
+        return block(c, d, kernel) + block(d, d, kernel)
+
+    channels, kernels, phases = settings.channels, settings.kernels, len(settings.phases)
+    ins = (phases, *channels[:-1])
+    fine, width = channels[:-1], channels[0]
     ups = zip(channels[1:], fine, settings.strides, strict=True)
-    return {
-        "encoder": sum(map(pair, ins, channels, kernels)),
+    encoder = list(map(pair, ins, channels, kernels))
+    own = phases * pair(1, width, kernels[0])
+    join = block(2 * width, width, kernels[0])
+    gates = math.prod(kernels[0]) * 2 * width * 4 * width + 4 * width
+    stems = {"ifm": own + join, "hemis": own + join, "convlstm": own + gates}
+    supervised = fine if settings.coarsest_head else fine[: max(1, len(fine) - 1)]
+    k = {"tumor": 3, "types": 10}[settings.classes]
+    stem = {} if settings.fusion == "channels" else {"stem": stems[settings.fusion]}
+    return stem | {
+        "encoder": sum(encoder[1:] if stem else encoder),
         "decoder": sum(math.prod(step) * c * d + d for c, d, step in ups)
         + sum(pair(2 * d, d, kernel) for d, kernel in zip(fine, kernels, strict=False)),
-        "heads": sum(3 * d + 3 for d in fine[: max(1, len(fine) - 1)]),
+        "heads": sum(k * d + k for d in supervised),
     }
 
 
@@ -100,14 +127,38 @@ def test_closed_form_parameters_and_published_count():
         settings = NnunetSettings.preset(name)
         with torch.device("meta"):
             found = module_parameters(Nnunet(settings))
-            plain = Nnunet(settings.model_copy(update={"deep_supervision": False}))
+            alone = {"deep_supervision": False, "coarsest_head": False, "classes": "tumor"}
+            plain = Nnunet(settings.model_copy(update=alone))
         assert found == counted(settings)
         assert module_parameters(plain)["heads"] == 3 * settings.channels[0] + 3
-        large = settings.channels[0] == 32
+        large = settings.channels[0] == 32 and "lidia" not in name
         assert (sum(found.values()) == 31_196_399 - (3 * 320 + 3)) == large
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [
+        ("lidia", 31_203_762),
+        ("lidia_hemis", 31_203_762 - 30_432 + 170_208),
+        ("lidia_convlstm", 31_203_762 - 30_432 + 336_128),
+        ("lidia_ifm", 31_203_762 - 30_432 + 170_208),
+    ],
+)
+def test_closed_form_parameters_of_the_fusions_of_lidia(name, total):
+    settings = NnunetSettings.preset(name)
+    with torch.device("meta"):
+        model = Nnunet(settings)
+    assert sum(p.numel() for p in model.parameters()) == total
+    assert [head.out_channels for head in model.heads] == [10] * 5
+    assert model.input_spec.needs_all_phases == (name == "lidia")
+    assert settings.phases == (PHASES[:3] if name == "lidia" else PHASES)
+    if name == "lidia_ifm":
+        # What the encoder of LIDIA counts, its stem included.
+        parts = module_parameters(model)
+        assert parts["stem"] + parts["encoder"] == 14_166_624
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if "lidia" not in name])
 def test_closed_form_presets_are_what_the_planner_makes_of_their_patch(name):
     settings = NnunetSettings.preset(name)
     found = topology(settings.spacing_mm or (2.47, 1.9, 1.9), settings.patch)
@@ -126,7 +177,7 @@ def test_closed_form_z_scores_are_those_of_each_phase():
     assert model.input_spec.windows_hu == ((-50.0, 250.0),)
     hu = torch.tensor([-50.0, 0.0, 100.0, 200.0, 250.0])
     image = ((hu + 50) / 300).view(1, 1, 1, 1, 1, 5).expand(1, 2, 1, 1, 1, 5)
-    found = model.z_scores(image)[0, :, 0, 0]
+    found = model.z_scores(image)[0, :, 0, 0, 0]
     torch.testing.assert_close(found[0], (hu - 80) / 40)
     torch.testing.assert_close(found[1], torch.tensor([-4.0, -4.0, 0.0, 4.0, 4.0]))
     assert not set(model.state_dict()) & {"low", "high", "mean", "std"}
@@ -139,7 +190,9 @@ def test_closed_form_z_scores_are_those_of_each_phase():
 
 def test_closed_form_weights_of_levels():
     assert level_weights(5) == pytest.approx((8 / 15, 4 / 15, 2 / 15, 1 / 15))
-    assert level_weights(2) == level_weights(1) == (1.0,)
+    assert level_weights(2) == level_weights(1) == level_weights(1, coarsest=True) == (1.0,)
+    assert level_weights(3, coarsest=True) == pytest.approx((4 / 7, 2 / 7, 1 / 7))
+    assert len(tiny(coarsest_head=True).heads) == 3
     model = tiny()
     assert model.weights == pytest.approx((2 / 3, 1 / 3))
     assert [tuple(x.shape) for x in model(batch().image, batch().present)] == [
@@ -244,6 +297,56 @@ def test_property_needs_every_phase():
         model(data.image[..., :12], data.present)
 
 
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_property_a_stem_takes_any_phases(fusion):
+    """Absent phases change nothing, and nor does who else is in the batch."""
+    model, data = tiny(**TYPED, fusion=fusion).eval(), typed_batch()
+    spec = model.input_spec
+    assert not spec.needs_all_phases
+    assert spec.typed
+    assert spec.tumor_classes == tuple(range(1, 9))
+    dirty = torch.where(data.present[..., None, None, None, None], data.image, torch.nan)
+    with torch.no_grad():
+        found = model.decode(model(dirty, data.present))
+        assert torch.equal(found, model.decode(model(data.image, data.present)))
+        for n in range(2):
+            alone = model.decode(model(dirty[n : n + 1], data.present[n : n + 1]))
+            torch.testing.assert_close(found[n : n + 1], alone, rtol=0, atol=1e-5)
+        one = predict(model, {"PV": np.zeros((8, 16, 16), np.int16)}, (3.0, 2.0, 2.0))
+    assert one.shape == (10, 8, 16, 16)
+    with pytest.raises(ValueError, match="no phase at all"):
+        model(data.image, torch.zeros_like(data.present))
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_property_every_parameter_of_a_stem_and_of_the_coarsest_head_gets_gradient(fusion):
+    model, data = tiny(**TYPED, fusion=fusion), typed_batch()
+    model.loss(model(data.image, data.present), model.targets(data)).backward()
+    idle = {
+        id(part.bias)
+        for block in model.modules()
+        if isinstance(block, torch.nn.Sequential)
+        for part in block
+        if isinstance(part, torch.nn.Conv3d)
+    }
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad.abs().max() > 1e-6) == (id(parameter) not in idle), name
+
+
+def test_regression_overfits_one_batch_of_types():
+    model, data = tiny(**TYPED, fusion="ifm", channels=(8, 12, 16, 16)), typed_batch()
+    steps = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(40):
+        steps.zero_grad()
+        model.loss(model(data.image, data.present), model.targets(data)).backward()
+        steps.step()
+    with torch.no_grad():
+        found = model.decode(model(data.image, data.present)).argmax(1)
+    for k in (3, 6, 9):
+        both = ((found == k) & (data.label == k)).sum()
+        assert 2 * both / ((found == k).sum() + (data.label == k).sum()) > 0.9
+
+
 def test_property_predicts_a_volume_of_any_size():
     hu = np.random.default_rng(0).integers(-100, 200, (7, 37, 21)).astype(np.int16)
     found = predict(tiny().eval(), {"PV": hu}, (3.0, 2.0, 2.0))
@@ -279,6 +382,7 @@ def test_property_every_parameter_gets_gradient():
 
 def test_regression_frozen_state_dict_keys():
     assert complete.keys_hash(tiny()) == (66, "290e50cb92b45149")
+    assert complete.keys_hash(tiny(**TYPED, fusion="ifm")) == (96, "8d9685dc9b047349")
 
 
 def test_regression_overfits_one_batch():
@@ -305,6 +409,8 @@ def test_regression_overfits_one_batch():
         {"kernels": ((2, 3, 3), *TINY["kernels"][1:])},
         {"phases": ("PV", "ART")},
         {"dice": "joint"},
+        {"fusion": "early"},
+        {"coarsest_head": True, "deep_supervision": False},
         {"window_hu": (200.0, 0.0)},
         {"window_hu": ()},
         {"window_hu": ((0.0, 200.0), (0.0, 200.0))},

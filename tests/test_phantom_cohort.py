@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from hepar.cli import main
 from hepar.data import phantom_cohort, phantoms
-from hepar.data.cohort import CohortCases, is_test, read_cohort
+from hepar.data.cohort import is_test, read_cohort
+from hepar.data.cohort_cases import CohortCases
 from hepar.data.phantom_bank import read_bank
 from hepar.data.phantom_cohort import (
     FOLDS,

@@ -86,6 +86,36 @@ TOY_ROW = {
         "system.strides=[[2, 2, 2]]",
         "system.kernels=[[3, 3, 3], [3, 3, 3]]",
     ),
+    "lidia": (
+        "system.patch=[8, 16, 16]",
+        "system.channels=[4, 8, 8]",
+        "system.strides=[[2, 2, 2], [2, 2, 2]]",
+        "system.kernels=[[3, 3, 3], [3, 3, 3], [3, 3, 3]]",
+        "system.memory_levels=[2, 1]",
+        "system.width=8",
+        "system.heads=2",
+        "system.feedforward=16",
+        "system.contrast_width=8",
+        "system.queries=8",
+        "system.points=64",
+    ),
+    "plan": (
+        "system.patch=[8, 16, 16]",
+        "system.channels=[4, 8, 8]",
+        "system.strides=[[2, 2, 2], [2, 2, 2]]",
+        "system.kernels=[[3, 3, 3], [3, 3, 3], [3, 3, 3]]",
+        "system.memory_levels=[2, 1]",
+        "system.width=8",
+        "system.heads=2",
+        "system.feedforward=16",
+        "system.patient_width=8",
+        "system.patient_heads=2",
+        "system.patient_feedforward=16",
+        "system.patient_grid=[1, 2, 2]",
+        "system.patient_levels=[2, 1]",
+        "system.queries=8",
+        "system.points=64",
+    ),
     "sam_urim": (
         "system.base_width=16",
         "system.patch=[32, 32]",
@@ -116,18 +146,21 @@ def plain(**changes):
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    """Two patients on disk, one of them held out."""
+    """Two patients on disk, one of them held out, the types of their lesions told."""
     folder = tmp_path_factory.mktemp("cohort")
     rng = np.random.default_rng(0)
-    lines = ["case_id,patient_id,art,pv,label,split"]
+    lines = ["case_id,patient_id,nc,art,pv,label,instances,split"]
     for name, split in (("a", "train"), ("b", "validation")):
         grid = Grid.axial((3, 32, 32), (5.0, 2.0, 2.0))
         label = np.zeros(grid.shape, np.uint8)
         label[:, 4:28, 4:28], label[1, 10:16, 10:16] = 1, 2
-        for phase in ("art", "pv"):
+        for phase in ("nc", "art", "pv"):
             write_nifti(folder / f"{name}-{phase}.nii", rng.integers(0, 150, grid.shape), grid)
         write_nifti(folder / f"{name}-label.nii", label, grid)
-        lines.append(f"{name},{name},{name}-art.nii,{name}-pv.nii,{name}-label.nii,{split}")
+        write_nifti(folder / f"{name}-instances.nii", (label == 2).astype(np.uint8), grid)
+        files = [f"{name}-{kind}.nii" for kind in ("nc", "art", "pv", "label", "instances")]
+        lines.append(",".join([name, name, *files, split]))
+    (folder / "lesions.csv").write_text("case_id,lesion_id,type\na,1,hcc\nb,1,other\n")
     (folder / "cohort.csv").write_text("\n".join(lines) + "\n")
     return folder / "cohort.csv"
 
@@ -148,8 +181,9 @@ def test_property_every_recipe_loads_and_takes_a_step(path, cache, tmp_path):
 @pytest.mark.parametrize("path", ROWS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_closed_form_every_row_of_a_paper_at_every_scale_has_its_size(path, scale):
     row = load_recipe(path, base=path.parent / "scale" / f"{scale}.yaml")
-    if path.parent.name == "dpcnet":
-        sizes = {"toy": (32, 64, 64), "reduced": (32, 128, 128), "full": (128, 128, 128)}
+    if path.parent.name in ("dpcnet", "lidia"):
+        full = (128 if path.parent.name == "dpcnet" else 64, 128, 128)
+        sizes = {"toy": (32, 64, 64), "reduced": (32, 128, 128), "full": full}
         assert row.system.patch == sizes[scale]
         return
     published = {"e2net": {1: 448, 2: 256}}.get(path.parent.name, {})

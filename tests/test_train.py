@@ -167,7 +167,9 @@ def test_property_fp16_on_cpu_is_refused(recipe, spec, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize(
+    "optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RAdam]
+)
 def test_property_optimizer_state_survives_a_file(optimizer, tmp_path):
     def make():
         torch.manual_seed(0)

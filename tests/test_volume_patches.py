@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from fake_systems import spec_3d
-from hepar.data.patches import (
+from hepar.data.patches import draw_patch, whole_case
+from hepar.data.prepared_case import (
     MOST_VOXELS,
     PreparedCase,
-    draw_patch,
     foreground_voxels,
     lesion_voxels,
     slice_contents,
-    whole_case,
 )
 from hepar.data.sampling import collate
 from hepar.recipe_data import PatchSettings

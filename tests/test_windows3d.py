@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fake_systems import Echo, spec_3d
-from hepar.data.patches import PreparedCase, cut, foreground_voxels, slice_contents
+from hepar.data.patches import cut
+from hepar.data.prepared_case import PreparedCase, foreground_voxels, slice_contents
 from hepar.geometry import Box
 from hepar.infer.scene import scene_of
 from hepar.infer.tiling import Tiling, predict

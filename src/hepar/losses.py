@@ -181,3 +181,28 @@ def soft_iou(
         either = g.sum(-1) + p.sum(-1) - both
         tiny = torch.finfo(p.dtype).tiny
         return 1.0 - ((both + smooth) / (either + smooth).clamp(min=tiny)).mean()
+
+
+def focal(
+    logits: Float[Tensor, "b k *spatial"], label: Int[Tensor, "b *spatial"], *, gamma: float = 2.0
+) -> Float[Tensor, ""]:
+    """Mean focal loss of the softmax over the places that count.
+
+    `L = -mean_i (1 - p_i)^gamma log p_i`, `p_i` the probability of the class `y_i`, over places
+    with `y_i != -1`; 0 (with a gradient of 0) when none counts.
+
+    Args:
+        logits: unnormalized scores.
+        label: class index, -1 ignored.
+        gamma: 0 is the cross-entropy.
+
+    Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, Eq. 4, of several classes.
+    """
+    with full_precision(logits):
+        counted = (label != IGNORED).flatten()
+        scores = at_least_float32(logits).movedim(1, -1).flatten(0, -2)[counted]
+        log_p = scores.log_softmax(dim=-1)
+        log_p = log_p.gather(1, label.long().flatten()[counted].unsqueeze(1)).squeeze(1)
+        # Without cancellation where p is nearly 1; above 0, where a power below 1 has no gradient.
+        miss = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
+        return -(miss**gamma * log_p).sum() / max(1, len(log_p))

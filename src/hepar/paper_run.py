@@ -1,19 +1,19 @@
 """One run of a row of a paper's table: its recipes, its name, and the result that is kept of it.
 
 A row is called by its recipe, or `recipe+liver` where the row of another recipe, the first stage,
-finds the livers that it looks at. What is trained knows nothing of the first stage: both kinds of a
-recipe's runs share one folder of weights.
+finds the livers that it looks at, or `recipe@ART.PV` where it is shown these phases alone. What is
+trained knows nothing of either: all kinds of a recipe's runs share one folder of weights.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hepar.errors import HeparError, UsageError
-from hepar.evaluate.printed import Printed, read_printed, stages_of
+from hepar.evaluate.printed import Printed, parts_of, read_printed
 from hepar.evaluate.run_result import RunResult
 from hepar.recipe import Recipe, load_recipe, row_hash
 
@@ -103,14 +103,16 @@ def recipe_of(job: Job, recipe: str, seed: int, fold: int | None) -> Recipe:
 
 
 def run_name(row: str, scale: str, seed: int, fold: int | None) -> str:
-    """Of the result of a run, and, of a row without a first stage, of the folder it trains in."""
+    """Of the result of a run, and, of a row that is a recipe alone, of the folder it trains in."""
     return f"{row}-{scale}-{seed}" + ("" if fold is None else f"-fold{fold}")
 
 
 def run_hash(job: Job, row: str, seed: int, fold: int | None) -> str:
-    """SHA-256 of what makes a run: of its recipe, and of its first stage's where it has one."""
-    recipe, liver = stages_of(row)
+    """SHA-256 of what makes a run: its recipe, its first stage's, and the phases it is shown."""
+    recipe, liver, phases = parts_of(row)
     own = row_hash(recipe_of(job, recipe, seed, fold))
+    if phases:
+        return shown_hash(own, phases)
     if not liver:
         return own
     return pair_hash(own, row_hash(recipe_of(job, liver, seed, fold)))
@@ -119,6 +121,11 @@ def run_hash(job: Job, row: str, seed: int, fold: int | None) -> str:
 def pair_hash(own: str, first: str) -> str:
     """SHA-256 of a row in the livers of another, from the hashes of both."""
     return hashlib.sha256(f"{own} in the livers of {first}".encode()).hexdigest()
+
+
+def shown_hash(own: str, phases: Sequence[str]) -> str:
+    """SHA-256 of a row that is shown some phases only, from its own hash."""
+    return hashlib.sha256(f"{own} shown {' '.join(phases)}".encode()).hexdigest()
 
 
 def result_path(job: Job, row: str, seed: int, fold: int | None) -> Path:

@@ -24,20 +24,24 @@ from hepar.systems.baselines.multiphase_unet3d.settings import MultiphaseUnet3dS
 from hepar.systems.baselines.mw_unet.settings import MwUnetSettings
 from hepar.systems.baselines.nnunet.settings import NnunetSettings
 from hepar.systems.baselines.pa_resseg.settings import PaRessegSettings
+from hepar.systems.baselines.plan.settings import PlanSettings
 from hepar.systems.dpcnet.settings import DpcnetSettings
 from hepar.systems.e2net.settings import E2netSettings
+from hepar.systems.lidia.settings import LidiaSettings
 from hepar.systems.sam_urim.settings import SamUrimSettings
 
 SystemSettings = Annotated[
     SamUrimSettings
     | E2netSettings
     | DpcnetSettings
+    | LidiaSettings
     | ContextUnet3dSettings
     | MultiphaseUnet3dSettings
     | McFcnSettings
     | MwUnetSettings
     | NnunetSettings
-    | PaRessegSettings,
+    | PaRessegSettings
+    | PlanSettings,
     Field(discriminator="name"),
 ]
 
@@ -46,7 +50,7 @@ class Schedule(Strict):
     """Optimizer and length of a run.
 
     Attributes:
-        optimizer: `nesterov` is sgd with Nesterov's momentum.
+        optimizer: `nesterov` is sgd with Nesterov's momentum; `radam` decays weights as adamw does.
         steps: the length, or the most that a run may take which ends on a plateau.
         counted_in: what `steps`, `warmup`, `lr_every` and `validate_every` count; epochs become
             steps once the data are known (`train.schedule.in_steps`).
@@ -59,13 +63,15 @@ class Schedule(Strict):
         warmup: steps of linear warm-up before the schedule.
         clip_norm: largest gradient norm; None leaves gradients alone.
         precision: bf16 and fp16 compute under autocast; weights stay float32.
+        sharpness_rho: how far weights are moved uphill before the gradient of a step is taken
+            (`train/sharpness.py`), which doubles its cost; None takes it where they are.
         ema_decay: exponential moving average of weights, which is then what is validated and kept.
         initial_weights: `best.safetensors` of a run of the same system to start from.
         trunk_weights: a file of torchvision's, `.safetensors` or `.pth`, to start the trunk from.
         validate_every: 0 validates at the end only.
     """
 
-    optimizer: Literal["sgd", "nesterov", "adam", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "nesterov", "adam", "adamw", "radam"] = "sgd"
     lr: Positive = 5e-4
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     weight_decay: NonNegative = 1e-4
@@ -82,6 +88,7 @@ class Schedule(Strict):
     warmup: Annotated[int, Field(ge=0)] = 0
     clip_norm: Positive | None = 12.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    sharpness_rho: Positive | None = None
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     initial_weights: Path | None = None
     trunk_weights: Path | None = None
@@ -164,6 +171,19 @@ class Recipe(Strict):
     augment: Augment = Augment()
 
 
+# Keys that came after runs had begun, with the value at which each decides nothing.
+_LATER: dict[str, dict[str, Any]] = {
+    "data": {
+        "foreground_fraction": None,
+        "type_balance": False,
+        "ignore_lesions_below_voxels": 0,
+    },
+    "schedule": {"sharpness_rho": None},
+    "augment": {"tilt_deg": 0.0},
+    "system": {"fusion": "channels", "classes": "tumor", "coarsest_head": False},
+}
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = (), *, base: Path | None = None) -> Recipe:
     """Read a recipe.
 
@@ -214,12 +234,11 @@ def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 of the effective recipe, independent of how it was written."""
     tree = recipe.model_dump(mode="json")
     # Runs begun before there were keys which decide nothing in them can go on.
-    if tree["data"].get("foreground_fraction", 0) is None:
-        del tree["data"]["foreground_fraction"]
+    for section, keys in _LATER.items():
+        kept = {k: v for k, v in tree[section].items() if k not in keys or v != keys[k]}
+        tree[section] = kept
     if recipe.augment.elastic_p == 0.0:
         tree["augment"] = {k: v for k, v in tree["augment"].items() if k[:7] != "elastic"}
-    if recipe.augment.tilt_deg == 0.0:
-        del tree["augment"]["tilt_deg"]
     if recipe.schedule.lr_schedule != "plateau":
         tree["schedule"] = {k: v for k, v in tree["schedule"].items() if k[:7] != "plateau"}
     text = json.dumps(tree, sort_keys=True, separators=(",", ":"))

@@ -58,7 +58,12 @@ class PatchSettings(Strict):
             any.
         foreground_fraction: 3D: share of the patches that hold a voxel of a class, each class that
             the case has being as likely, the others lying anywhere (nnU-Net's rule); None goes by
-            lesion_fraction and stays with the liver.
+            lesion_fraction and stays with the liver. Of a system that tells types of lesions apart
+            types are such classes, and nothing else (PLAN's rule).
+        type_balance: of the patches around a lesion, each type that the training cases have is as
+            likely (`data.type_balance`); 3D systems that tell types apart.
+        ignore_lesions_below_voxels: smaller lesions of training cases, at the working spacing, are
+            ignored; 3D systems that tell types apart.
         phase_dropout: see `PhaseDropout`.
         liver_mask: see `LiverMask`.
     """
@@ -67,6 +72,8 @@ class PatchSettings(Strict):
     lesion_fraction: Fraction | None = 0.5
     background_fraction: Fraction = 0.0
     foreground_fraction: Fraction | None = None
+    type_balance: bool = False
+    ignore_lesions_below_voxels: Annotated[int, Field(ge=0)] = 0
     phase_dropout: PhaseDropout = PhaseDropout()
     liver_mask: LiverMask = LiverMask()
 

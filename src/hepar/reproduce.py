@@ -26,7 +26,7 @@ from hepar.evaluate.printed import (
     PrintedTable,
     Runs,
     differences,
-    stages_of,
+    parts_of,
     tabulate,
 )
 from hepar.evaluate.run_result import RunResult
@@ -76,7 +76,8 @@ def reproduce(job: Job, table: str) -> Path:
     if strange := set(job.rows) - set(recipes):
         raise unknown("row", ", ".join(sorted(strange)), recipes)
     wanted = list(dict.fromkeys(r.run for r in rows if not job.rows or r.recipe in job.rows))
-    protocol = read_protocol(job.cohort, job.fold, job.holdout)
+    typed = any(row.score for row in rows)
+    protocol = read_protocol(job.cohort, job.fold, job.holdout, typed=typed)
     # Seeds first, so that a table that is interrupted has every row once before any row twice.
     runs = list(product(job.seeds, wanted, protocol.folds))
     kept = [kept_result(job, row, seed, fold, protocol.sha256) for seed, row, fold in runs]
@@ -99,14 +100,15 @@ def run(
 
     Args:
         job: what and where.
-        row: `recipe`, or `recipe+liver`, whose first stage is trained too where it is missing.
+        row: `recipe`; `recipe+liver`, whose first stage is trained too where it is missing; or
+            `recipe@PHASES`.
         seed: of training.
         fold: held out in training.
         protocol: who is trained on and tested.
     """
     if kept := kept_result(job, row, seed, fold, protocol.sha256):
         return kept
-    own, liver = stages_of(row)
+    own, liver, phases = parts_of(row)
     recipe = recipe_of(job, own, seed, fold)
     path = result_path(job, row, seed, fold)
     name = run_name(row, job.scale, seed, fold)
@@ -121,7 +123,9 @@ def run(
         system = _network(recipe, trained)
         test = protocol.test_cases(fold)
         data = cast(CohortData, recipe.data)
-        scored = tuple(scored_cases(test, system, data, job.device, job.note, first))
+        scored = tuple(
+            scored_cases(test, system, data, job.device, job.note, first, protocol.types, phases)
+        )
         result = RunResult(
             system=job.system,
             row=row,

@@ -6,7 +6,7 @@ What is left is what a paper's table compares.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hepar.data.cache import ArrayCache, Arrays, file_hash
-from hepar.data.cohort import CohortCase, read_case
+from hepar.data.cohort import CohortCase
+from hepar.data.protocol import Types
+from hepar.data.whole_case import on_label, shows
 from hepar.errors import UsageError
 from hepar.evaluate.lits_lesions import server_lesions
 from hepar.evaluate.run_result import CaseResult
@@ -28,6 +30,7 @@ from hepar.infer.tiling import Tiling, predict
 from hepar.preprocess import AIR_HU, liver_box, working_grid
 from hepar.recipe_data import CohortData
 from hepar.resampling import resample
+from hepar.score_types import typed_result
 from hepar.stages.tumor import look
 from hepar.study import (
     LIVER,
@@ -89,7 +92,7 @@ class FirstStage:
 
     def _find(self, case: CohortCase) -> Arrays:
         spec = cast(System, self.system).input_spec
-        volumes, label, _ = _on_label(case, spec)
+        volumes, label, _ = on_label(case, spec)
         found = find_organ(self.system, volumes, label.grid, Tiling(device=self.device))
         return {"liver": np.packbits(found), "shape": np.array(found.shape)}
 
@@ -176,37 +179,47 @@ def scored_cases(
     device: str,
     note: Callable[[str], None],
     first: FirstStage | None = None,
+    types: Types | None = None,
+    phases: Collection[str] = (),
 ) -> Iterator[CaseResult]:
     """Every case segmented and scored on the reference phase's voxels.
 
     A system without the class `tumor` is scored as a first stage: by the liver it finds. One that
     draws both and was trained on whole fields finds both in whole images, unless `first` is given.
     Any other looks at the liver that `first` finds, or without one at the cohort's own. The liver
-    is scored where the system or `first` draws it.
+    is scored where the system or `first` draws it. A system that tells types of lesions apart is
+    scored by them too, see `score_types`.
 
     Args:
-        cases: of a cohort.
+        cases: of a cohort; those that show none of the phases are left out.
         system: trained.
         data: of its recipe.
         device: where it runs.
         note: told how far it is.
         first: what finds the livers.
+        types: of true lesions, by case and id, for a system that tells types apart.
+        phases: all that the system is shown; any when empty.
 
     Raises:
         UsageError: `E_NO_LIVER`: a case whose liver is given has none; `E_RECIPE`: the system finds
             neither livers nor tumors.
+        InputRefused: `E_LESION_TABLE`: a lesion without a type where they are told apart.
     """
     spec = cast(System, system).input_spec
-    looks_for_tumor, outlines = "tumor" in spec.class_names, _outlines(spec)
-    if not looks_for_tumor and not outlines:
+    looks_for_tumor, outlines = bool(spec.tumor_classes), _outlines(spec)
+    if (not looks_for_tumor and not outlines) or (spec.typed and first is not None):
         raise _cannot_find("the system", spec)
-    for number, case in enumerate(cases):
-        note(f"{case.case_id} ({number + 1} of {len(cases)})")
+    shown = [case for case in cases if not phases or shows(case, spec, phases)]
+    for number, case in enumerate(shown):
+        note(f"{case.case_id} ({number + 1} of {len(shown)})")
+        if spec.typed:
+            yield typed_result(case, (types or {}).get(case.case_id, {}), system, device, phases)
+            continue
         if first is None and not outlines:
-            maps = _in_true_liver(case, system, data, device)
+            maps = _in_true_liver(case, system, data, device, phases)
         else:
             alone = first is None and data.margin_mm is None
-            maps = _in_whole_image(case, system, device, first, alone)
+            maps = _in_whole_image(case, system, device, first, alone, phases)
         predicted, truth, spacing_mm = maps
         score = score_case(case.case_id, predicted, truth, spacing_mm, patient_id=case.patient_id)
         yield CaseResult.of(
@@ -223,9 +236,11 @@ def scored_cases(
 _Maps = tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[float, float, float]]
 
 
-def _in_true_liver(case: CohortCase, system: nn.Module, data: CohortData, device: str) -> _Maps:
+def _in_true_liver(
+    case: CohortCase, system: nn.Module, data: CohortData, device: str, phases: Collection[str]
+) -> _Maps:
     """Predicted and true label map of the liver's box, and its spacing."""
-    liver, label = liver_case(case, cast(System, system).input_spec, data.margin_mm)
+    liver, label = liver_case(case, cast(System, system).input_spec, data.margin_mm, phases)
     tiling = Tiling(device=device)
     tumor = look(liver, Model("tumor", system), tiling=tiling).tumor >= 0.5
     truth = label.array[liver.box.slices]
@@ -235,10 +250,15 @@ def _in_true_liver(case: CohortCase, system: nn.Module, data: CohortData, device
 
 
 def _in_whole_image(
-    case: CohortCase, system: nn.Module, device: str, first: FirstStage | None, alone: bool
+    case: CohortCase,
+    system: nn.Module,
+    device: str,
+    first: FirstStage | None,
+    alone: bool,
+    phases: Collection[str],
 ) -> _Maps:
     """Predicted and true label map of the whole image, and its spacing."""
-    volumes, label, liver = _on_label(case, cast(System, system).input_spec)
+    volumes, label, liver = on_label(case, cast(System, system).input_spec, phases)
     truth = np.where(label.array == TUMOR, TUMOR, liver).astype(np.uint8)
     tiling = Tiling(device=device)
     spec = cast(System, system).input_spec
@@ -269,7 +289,7 @@ def _cannot_find(name: str, spec: InputSpec) -> UsageError:
 
 
 def liver_case(
-    case: CohortCase, spec: InputSpec, margin_mm: float | None
+    case: CohortCase, spec: InputSpec, margin_mm: float | None, phases: Collection[str] = ()
 ) -> tuple[LiverCase, Volume]:
     """A cohort's case as the stages know it, its liver the true one, and its label.
 
@@ -277,11 +297,12 @@ def liver_case(
         case: a labelled case.
         spec: of the system.
         margin_mm: around the liver; None keeps the whole field.
+        phases: all that may be seen; any when empty.
 
     Raises:
         UsageError: `E_NO_LIVER`, the mask is empty.
     """
-    volumes, label, liver = _on_label(case, spec)
+    volumes, label, liver = on_label(case, spec, phases)
     if not liver.any():
         raise UsageError(
             "E_NO_LIVER",
@@ -294,19 +315,6 @@ def liver_case(
     aligned = AlignedStudy(volumes, Phase(case.reference), phased, ())
     volume_ml = float(liver.sum()) * label.grid.voxel_ml
     return LiverCase(aligned, liver, box or Box.full(liver.shape), volume_ml), label
-
-
-def _on_label(case: CohortCase, spec: InputSpec) -> tuple[dict[Phase, Volume], Volume, Mask]:
-    """A case's images on its label's voxels, the label, and the liver (tumor included)."""
-    images, label, liver = read_case(case, (*spec.phases, case.reference))
-    return {Phase(name): _onto(volume, label) for name, volume in images.items()}, label, liver
-
-
-def _onto(volume: Volume, label: Volume) -> Volume:
-    if volume.grid.is_close(label.grid):
-        return Volume(volume.array, label.grid)
-    moved = resample(volume.array, volume.grid, label.grid, fill=AIR_HU)
-    return Volume(np.rint(moved).astype(np.int16), label.grid)
 
 
 def _decided(

@@ -19,12 +19,13 @@ from tiny_training import ROOT, tiny_recipe
 
 from hepar.data import organ_bank, processes
 from hepar.data.cache import ArrayCache
-from hepar.data.cohort import CohortCases
+from hepar.data.cohort_cases import CohortCases
 from hepar.data.organ_bank import BankEntry
+from hepar.data.phantom_cases import PhantomCases
 from hepar.data.phantom_cohort import single
 from hepar.data.phantoms import _draw_all
 from hepar.data.processes import in_processes
-from hepar.data.tumor_source import CaseSource, PhantomCases
+from hepar.data.tumor_source import CaseSource
 from hepar.errors import ResourceExhausted
 from hepar.geometry import Grid
 from hepar.io.nifti import write_nifti
@@ -230,7 +231,7 @@ import torch
 torch.set_num_threads(1)
 from deadly_job import double
 from tiny_training import tiny_recipe
-from hepar.data.tumor_source import PhantomCases
+from hepar.data.phantom_cases import PhantomCases
 from hepar.train.loop import train
 paint = PhantomCases._paint
 def painted(self, patient, paints):

@@ -18,7 +18,7 @@ from fake_systems import spec_2d, spec_3d
 from hepar.data import cache as cache_module
 from hepar.data.cache import ArrayCache
 from hepar.data.chunk_file import is_whole, open_chunks, write_chunks
-from hepar.data.cohort import CohortCases
+from hepar.data.cohort_cases import CohortCases
 from hepar.data.tumor_source import CaseSource
 from hepar.errors import InputRefused, ResourceExhausted
 from hepar.geometry import Grid

@@ -9,7 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from hepar.data.cohort import CohortCases, read_cohort
+from hepar.data.cohort import read_cohort
+from hepar.data.cohort_cases import CohortCases
 from hepar.data.importers.placing import tumor_apart
 from hepar.errors import InputRefused
 from hepar.evaluate.files import evaluate

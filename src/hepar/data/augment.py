@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
@@ -163,7 +163,7 @@ def _grid(
 def warp(
     batch: Batch, visible: Bool[Tensor, "b c *spatial"] | None, parameters: list[Parameters]
 ) -> tuple[Batch, Bool[Tensor, "b c *spatial"] | None]:
-    """Apply the geometry. What comes from outside the patch is 0, background, not liver."""
+    """Apply the geometry. What comes from outside is 0, background, and no liver or lesion."""
     if any(p.exact or p.displacement_voxels is not None for p in parameters):
         return _warp_each(batch, visible, parameters)
     shape = tuple(batch.label.shape[1:])
@@ -177,34 +177,42 @@ def warp(
     else:
         grid, image = shared, batch.image.reshape(b, p * c, *shape)
     image = functional.grid_sample(image, grid, mode="bilinear", align_corners=False)
-    masks = [batch.label.unsqueeze(1).float(), batch.liver.unsqueeze(1).float()]
+    masks = _masks(batch)
+    rows = [mask.unsqueeze(1).float() for mask in masks.values()]
     if visible is not None:
-        masks.append(visible.float())
+        rows.append(visible.float())
     nearest = functional.grid_sample(
-        torch.cat(masks, dim=1), shared, mode="nearest", align_corners=False
+        torch.cat(rows, dim=1), shared, mode="nearest", align_corners=False
     )
-    warped = Batch(
-        image=image.reshape(batch.image.shape),
-        present=batch.present,
-        label=nearest[:, 0].round().long(),
-        liver=nearest[:, 1] > 0.5,
-    )
-    return warped, None if visible is None else nearest[:, 2:] > 0.5
+    warped = {
+        name: nearest[:, n].round().to(mask.dtype) for n, (name, mask) in enumerate(masks.items())
+    }
+    moved = replace(batch, image=image.reshape(batch.image.shape), **warped)
+    return moved, None if visible is None else nearest[:, len(masks) :] > 0.5
+
+
+def _masks(batch: Batch) -> dict[str, Shaped[Tensor, "b *spatial"]]:
+    """All of a batch that takes the nearest voxel, by name."""
+    masks = {"label": batch.label, "liver": batch.liver}
+    return masks if batch.instances is None else masks | {"instances": batch.instances}
 
 
 def _warp_each(
     batch: Batch, visible: Bool[Tensor, "b c *spatial"] | None, parameters: list[Parameters]
 ) -> tuple[Batch, Bool[Tensor, "b c *spatial"] | None]:
     """A sample at a time, each on one grid of its own; one that only flips needs none."""
-    image, label = torch.empty_like(batch.image), torch.empty_like(batch.label)
-    liver = torch.empty_like(batch.liver)
+    masks = _masks(batch)
+    image = torch.empty_like(batch.image)
+    warped = {name: torch.empty_like(mask) for name, mask in masks.items()}
     shown = None if visible is None else torch.empty_like(visible)
     for n, p in enumerate(parameters):
-        masks = [batch.label[n], batch.liver[n], *(() if visible is None else visible[n])]
-        image[n], (label[n], liver[n], *seen) = _warp_one(batch.image[n], masks, p)
+        rows = [mask[n] for mask in masks.values()] + ([] if visible is None else [*visible[n]])
+        image[n], found = _warp_one(batch.image[n], rows, p)
+        for target in warped.values():
+            target[n] = found.pop(0)
         if shown is not None:
-            shown[n] = torch.stack(seen)
-    return Batch(image=image, present=batch.present, label=label, liver=liver), shown
+            shown[n] = torch.stack(found)
+    return replace(batch, image=image, **warped), shown
 
 
 def _warp_one(
@@ -344,10 +352,11 @@ class Augmentation:
     ) -> Batch:
         """Finish the batch whose samples have the given (epoch, index)."""
         batch = Batch(
-            *(
-                part.to(self.device, non_blocking=True)
-                for part in (batch.image, batch.present, batch.label, batch.liver)
-            )
+            **{
+                name: part.to(self.device, non_blocking=True)
+                for name, part in vars(batch).items()
+                if part is not None
+            }
         )
         visible = None if visible is None else visible.to(self.device, non_blocking=True)
         if self.settings is not None:

@@ -1,4 +1,4 @@
-"""A cohort on disk: `cohort.csv`, its checks, and its patients as prepared cases.
+"""A cohort on disk: `cohort.csv` and its checks, and the voxels of a case.
 
 One row a case: `case_id, patient_id`, a path for each phase there is (`nc, art, pv, dl`),
 `reference`, `liver`, `label`, `instances`, `fold`; any other column is metadata. Paths are relative
@@ -11,35 +11,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from scipy import ndimage
+from jaxtyping import Integer
 
-from hepar.data.array_file import Arrays
-from hepar.data.cache import ArrayCache, content_key, file_hash
-from hepar.data.patches import (
-    TUMOR,
-    PreparedCase,
-    foreground_voxels,
-    lesion_voxels,
-    slice_contents,
-)
-from hepar.data.tumor_source import imperfect_liver
+from hepar.data.lesion_table import bad_lesions
 from hepar.errors import InputRefused
-from hepar.geometry import Box, Grid, canonical
+from hepar.geometry import Grid, canonical
 from hepar.io.spreadsheet import read_table
-from hepar.preprocess import AIR_HU, liver_box, working_grid
-from hepar.recipe_data import CohortData
-from hepar.resampling import resample
-from hepar.study import PHASE_ORDER, Volume, reference_phase
-from hepar.systems.base import InputSpec
+from hepar.study import PHASE_ORDER, TUMOR, Volume, reference_phase
 
 PHASE_COLUMNS = {phase: phase.value.lower() for phase in PHASE_ORDER}
 MASK_COLUMNS = ("liver", "label", "instances")
 _KNOWN = ("case_id", "patient_id", *PHASE_COLUMNS.values(), "reference", *MASK_COLUMNS, "fold")
 SAME_VOXELS = 0.1  # how far a mask may lie from its image, in voxels
-_VERSION = 3  # of what `prepare` makes
 
 
 @dataclass(frozen=True)
@@ -107,7 +92,7 @@ def read_cohort(path: Path, *, need: tuple[str, ...] = ()) -> tuple[CohortCase, 
     if not rows:
         problems.append("no cases")
     if problems:
-        raise _refuse(path, problems, "E_LEAKAGE" if leaks else "E_COHORT")
+        raise refuse_cohort(path, problems, "E_LEAKAGE" if leaks else "E_COHORT")
     return tuple(cases)
 
 
@@ -115,7 +100,8 @@ def _fold_name(fold: int | None) -> str:
     return "no fold" if fold is None else f"fold {fold}"
 
 
-def _refuse(path: Path, problems: list[str], code: str = "E_COHORT") -> InputRefused:
+def refuse_cohort(path: Path, problems: list[str], code: str = "E_COHORT") -> InputRefused:
+    """The refusal of a cohort, naming its first problems."""
     shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if problems[8:] else "")
     return InputRefused(
         code,
@@ -129,24 +115,18 @@ def _rows(path: Path, required: tuple[str, ...]) -> list[dict[str, str]]:
     try:
         columns, rows = read_table(path)
     except ValueError as error:
-        raise _refuse(path, [str(error)]) from None
+        raise refuse_cohort(path, [str(error)]) from None
     problems = [f"column {name} is missing" for name in required if name not in columns]
     if not set(columns) & set(PHASE_COLUMNS.values()):
         problems.append("none of the columns nc, art, pv, dl is there")
     if problems:
-        raise _refuse(path, problems)
+        raise refuse_cohort(path, problems)
     return rows
 
 
 def is_test(case: CohortCase) -> bool:
     """Whether a case belongs to the test split, which nothing may be trained or chosen on."""
     return case.metadata.get("split", "").lower() == "test"
-
-
-def _is_held_out(case: CohortCase, fold: int | None) -> bool:
-    if fold is None:
-        return case.metadata.get("split", "").lower() == "validation"
-    return case.fold == fold
 
 
 def _case(row: Mapping[str, str], folder: Path, need: tuple[str, ...]) -> CohortCase:
@@ -182,160 +162,6 @@ def _case(row: Mapping[str, str], folder: Path, need: tuple[str, ...]) -> Cohort
     )
 
 
-class CohortCases:
-    """The labelled cases of a cohort's folds, prepared once (a `CaseProvider`).
-
-    Args:
-        settings: which cohort and fold, how much margin.
-        spec: phases and working spacing of the system.
-        cache_dir: folder for prepared cases.
-
-    Raises:
-        InputRefused: `E_COHORT`, also when no case is left to train on or to hold out.
-    """
-
-    def __init__(self, settings: CohortData, spec: InputSpec, *, cache_dir: Path | None) -> None:
-        self.settings, self.spec = settings, spec
-        self.cache = ArrayCache(cache_dir)
-        self._keys: dict[str, dict[str, Any]] = {}
-        need = ("label",) if settings.fold is None else ("label", "fold")
-        cases = read_cohort(settings.path, need=need)
-        cases = tuple(c for c in cases if set(c.images) & set(spec.phases) and not is_test(c))
-        held_out = [_is_held_out(c, settings.fold) for c in cases]
-        self.train = tuple(c for c, out in zip(cases, held_out, strict=True) if not out)
-        self.held_out = tuple(c for c, out in zip(cases, held_out, strict=True) if out)
-        if not self.train or not self.held_out:
-            counts = f"{len(self.train)} to train on, {len(self.held_out)} held out"
-            by = "split" if settings.fold is None else f"fold {settings.fold}"
-            problem = f"{by} leaves {counts} with phases {', '.join(spec.phases)}"
-            raise _refuse(settings.path, [problem])
-        lacking = [c.case_id for c in cases if not set(spec.phases) <= set(c.images)]
-        if spec.needs_all_phases and lacking:
-            raise InputRefused(
-                "E_PHASES_REQUIRED",
-                "cohort",
-                f"the system needs all of {', '.join(spec.phases)}, which {len(lacking)} cases "
-                f"lack, {lacking[0]} among them.",
-                "Leave those cases out, or use a system that works without them.",
-            )
-
-    @property
-    def n_train(self) -> int:
-        """Training cases."""
-        return len(self.train)
-
-    @property
-    def n_validation(self) -> int:
-        """Held-out cases."""
-        return len(self.held_out)
-
-    def train_case(self, index: int, epoch: int) -> PreparedCase:
-        """A training case, the same in every epoch."""
-        return self._case(self.train[index])
-
-    def validation_case(self, index: int) -> PreparedCase:
-        """A held-out case."""
-        return self._case(self.held_out[index])
-
-    def train_name(self, index: int) -> str:
-        """Name of a training case."""
-        return self.train[index].case_id
-
-    def fingerprint(self) -> str:
-        """Hash of the cases of either kind and of the content of their files.
-
-        Raises:
-            InputRefused: `E_LEAKAGE`, a held-out case is one of the training cases by another name.
-        """
-        self._refuse_copies()
-        return content_key(
-            {
-                name: [[case.case_id, case.patient_id, self._key(case)] for case in cases]
-                for name, cases in (("train", self.train), ("held_out", self.held_out))
-            }
-        )
-
-    def _refuse_copies(self) -> None:
-        """Refuse a held-out case one of whose images is the very file of a training case."""
-        trained = {digest: case.case_id for case in self.train for digest in self._digests(case)}
-        for case in self.held_out:
-            for digest in self._digests(case) & trained.keys():
-                raise InputRefused(
-                    "E_LEAKAGE",
-                    "cohort",
-                    f"held-out case {case.case_id} and training case {trained[digest]} have an "
-                    "image in common.",
-                    "Leave one of them out, or give both one patient_id and fold.",
-                )
-
-    def _digests(self, case: CohortCase) -> set[str]:
-        files = self._key(case)["files"]
-        return {files[phase] for phase in case.images}
-
-    def _key(self, case: CohortCase) -> dict[str, Any]:
-        """All that a prepared case depends on; files are read for it once a run."""
-        if case.case_id not in self._keys:
-            files = {**case.images, "liver_file": case.liver, "label_file": case.label}
-            self._keys[case.case_id] = {
-                "version": _VERSION,
-                "files": {name: file_hash(file) for name, file in files.items() if file},
-                "reference": case.reference,
-                "phases": list(self.spec.phases),
-                "spacing_mm": self.spec.spacing_mm,
-                "margin_mm": self.settings.margin_mm,
-                "liver_mask": self.settings.liver_mask.model_dump(),
-            }
-        return self._keys[case.case_id]
-
-    def _case(self, case: CohortCase) -> PreparedCase:
-        parts = self._key(case)
-        # A 3D patch would touch nearly every page of a map; a slice would unpack 64 from chunks.
-        get = self.cache.get_chunked if self.spec.dims == 3 else self.cache.get
-        arrays: Any = get(parts, lambda: self._prepare(case, content_key(parts)))
-        z, y, x = (float(v) for v in arrays["spacing_mm"])
-        return PreparedCase(
-            case_id=case.case_id,
-            hu=arrays["hu"],
-            present=arrays["present"],
-            label=arrays["label"],
-            liver=arrays["liver"],
-            spacing_mm=(z, y, x),
-            contents=arrays["contents"],
-            lesions=arrays["lesions"],
-            foreground=arrays["foreground"],
-        )
-
-    def _prepare(self, case: CohortCase, key: str) -> Arrays:
-        images, label, liver = read_case(case, self.spec.phases)
-        grid = label.grid
-        if not liver.any():
-            raise _empty(case, "the liver mask is empty")
-        margin_mm = self.settings.margin_mm
-        around = None if margin_mm is None else liver_box(liver, grid, margin_mm)
-        box = Box.full(grid.shape) if around is None else around
-        target = working_grid(grid.crop(box), self.spec.spacing_mm)
-        hu = np.full((len(self.spec.phases), *target.shape), AIR_HU, np.int16)
-        for row, phase in enumerate(self.spec.phases):
-            if phase in images:
-                volume = images[phase]
-                moved = resample(volume.array, volume.grid, target, fill=AIR_HU)
-                hu[row] = np.rint(moved).astype(np.int16)
-        mask = resample(liver.astype(np.uint8), grid, target, order=0).astype(bool)
-        rng = np.random.default_rng(int(key[:16], 16))
-        mask = imperfect_liver(mask, target.spacing_mm, self.settings.liver_mask, rng)
-        classes = resample(label.array, grid, target, order=0).astype(np.uint8)
-        return {
-            "hu": hu,
-            "present": np.array([phase in images for phase in self.spec.phases]),
-            "label": classes,
-            "liver": mask,
-            "spacing_mm": np.array(target.spacing_mm),
-            "contents": slice_contents(classes, mask),
-            "lesions": lesion_voxels(ndimage.label(classes == TUMOR, np.ones((3, 3, 3)))[0]),
-            "foreground": foreground_voxels(classes),
-        }
-
-
 def read_case(
     case: CohortCase, phases: tuple[str, ...]
 ) -> tuple[dict[str, Volume], Volume, np.ndarray]:
@@ -359,7 +185,7 @@ def read_case(
         raise ValueError(f"case {case.case_id} has no label")
     images = {p: read_nifti(f) for p, f in case.images.items() if p in {*phases, case.reference}}
     if any(volume.array.min() == volume.array.max() for volume in images.values()):
-        raise _empty(case, "an image is blank")
+        raise empty_case(case, "an image is blank")
     grid = images[case.reference].grid
     label = _on(read_label(case.label), grid, case, "label")
     liver = label.array > 0
@@ -370,7 +196,45 @@ def read_case(
     return turned, Volume(*canonical(label.array, grid)), canonical(liver, grid)[0]
 
 
-def _empty(case: CohortCase, problem: str) -> InputRefused:
+def read_instances(
+    case: CohortCase, label: Volume, types: Mapping[int, str]
+) -> Integer[np.ndarray, "z y x"]:
+    """Read a case's lesion ids, which must be the tumor of its label and have a type each.
+
+    Args:
+        case: a case with instances.
+        label: as `read_case` gives it.
+        types: by lesion id, as `lesions.csv` says.
+
+    Returns:
+        Ids on the voxels of the label, 0 elsewhere.
+
+    Raises:
+        InputRefused: `E_LESION_TABLE`, naming the ids, or as `read_case`.
+    """
+    from hepar.io.nifti import read_label  # a bare GPU machine has no reader
+
+    if case.instances is None:
+        raise ValueError(f"case {case.case_id} has no instances")
+    mask = read_label(case.instances)
+    ids = _on(Volume(*canonical(mask.array, mask.grid)), label.grid, case, "instances").array
+    found = set(np.unique(ids).tolist()) - {0}
+    problems = [f"lesion {n} of instances has no row" for n in sorted(found - types.keys())]
+    problems += [f"lesion_id {n} has no voxel in instances" for n in sorted(types.keys() - found)]
+    tumor = label.array == TUMOR
+    for there, text in (
+        ((ids > 0) & ~tumor, "of instances lie outside the tumor of label"),
+        ((ids == 0) & tumor, "of the tumor of label belong to no lesion of instances"),
+    ):
+        if there.any():
+            problems.append(f"{int(there.sum())} voxels {text}")
+    if problems:
+        raise bad_lesions(f"case {case.case_id}: {'; '.join(problems)}", "cohort")
+    return ids
+
+
+def empty_case(case: CohortCase, problem: str) -> InputRefused:
+    """The refusal of a case that shows nothing."""
     return InputRefused(
         "E_LABEL_EMPTY",
         "cohort",

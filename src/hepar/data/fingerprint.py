@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Bool, Float64
 from numpy.typing import NDArray
 
-from hepar.data.cohort import CohortCase, CohortCases, is_test, read_case, read_cohort
+from hepar.data.cohort import CohortCase, is_test, read_case, read_cohort
+from hepar.data.cohort_cases import CohortCases
 from hepar.errors import InputRefused
 from hepar.preprocess import AIR_HU
 from hepar.recipe_data import CohortData

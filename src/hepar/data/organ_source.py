@@ -44,8 +44,6 @@ class OrganSource:
         cache_dir: where the bank of templates is kept between runs; None builds it each time.
     """
 
-    target_class = "liver"
-
     def __init__(
         self, data: OrganData, spec: InputSpec, *, seed: int, cache_dir: Path | None
     ) -> None:
@@ -58,6 +56,7 @@ class OrganSource:
         self.spacing_mm: Triple = spec.spacing_mm
         self._classes = context_table(spec.class_names)
         self._liver_class = spec.class_names.index("liver")
+        self.target_classes: tuple[int, ...] = (self._liver_class,)
         self._bone, self._muscle = (spec.class_names.index(n) for n in ("bone", "muscle"))
         bank = load_bank(data, seed, cache_dir)
         held = data.validation_phantoms

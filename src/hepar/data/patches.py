@@ -5,14 +5,13 @@ What a network sees of a cut is made by `preprocess`, the same lines the stages 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int16, Int32, Integer, UInt8
-from scipy import ndimage
+from jaxtyping import Bool
 
-from hepar.data.chunk_file import ChunkedArray
+from hepar.data.prepared_case import TYPE_NUMBERS, PreparedCase, classes_of
 from hepar.data.sampling import Sample, ValidationCase
 from hepar.preprocess import (
     Plane,
@@ -24,101 +23,38 @@ from hepar.preprocess import (
     window,
 )
 from hepar.recipe_data import PatchSettings, PhaseDropout
+from hepar.study import TUMOR
 from hepar.systems.base import InputSpec
-
-LIVER, TUMOR = 1, 2
-MOST_VOXELS = 1000  # of a class, that patches may be drawn around
-
 
 Voxel = tuple[int, int, int]
 
 
-@dataclass(frozen=True)
-class PreparedCase:
-    """A patient's liver box, every phase on one grid at the working spacing.
-
-    Volumes are arrays, or lie in the chunks of a file: the latter are cut by one basic slice.
-
-    Attributes:
-        case_id: name in logs.
-        hu: the model's phases in order; an absent phase holds anything.
-        present: which phases exist.
-        label: 0 background, 1 liver, 2 tumor.
-        liver: as a liver stage would have predicted it.
-        spacing_mm: (z, y, x).
-        contents: which slices hold liver (row 0) and tumor (row 1); see `slice_contents`.
-        lesions: a voxel (z, y, x) of each lesion; see `lesion_voxels`.
-        foreground: voxels (label, z, y, x) of liver and of tumor; see `foreground_voxels`.
-    """
-
-    case_id: str
-    hu: Int16[np.ndarray | ChunkedArray, "p z y x"]
-    present: Bool[np.ndarray, " p"]
-    label: UInt8[np.ndarray | ChunkedArray, "z y x"]
-    liver: Bool[np.ndarray | ChunkedArray, "z y x"]
-    spacing_mm: tuple[float, float, float]
-    contents: Bool[np.ndarray, "2 z"]
-    lesions: Int32[np.ndarray, "n 3"]
-    foreground: Int32[np.ndarray, "m 4"]
-
-
-def slice_contents(
-    label: UInt8[np.ndarray, "z y x"], liver: Bool[np.ndarray, "z y x"]
-) -> Bool[np.ndarray, "2 z"]:
-    """Which slices hold liver, true or predicted, and which hold tumor."""
-    return np.stack([(liver | (label > 0)).any(axis=(1, 2)), (label == TUMOR).any(axis=(1, 2))])
-
-
-def lesion_voxels(instances: Integer[np.ndarray, "z y x"]) -> Int32[np.ndarray, "n 3"]:
-    """For each lesion its voxel nearest to its center of mass.
-
-    Args:
-        instances: lesion ids, 0 elsewhere.
-    """
-    voxels = []
-    for number, box in enumerate(ndimage.find_objects(instances), start=1):
-        if box is not None:
-            inside = np.argwhere(instances[box] == number)
-            offset = ((inside - inside.mean(axis=0)) ** 2).sum(axis=1)
-            voxels.append(inside[offset.argmin()] + [edge.start for edge in box])
-    return np.asarray(voxels, np.int32).reshape(-1, 3)
-
-
-def foreground_voxels(label: UInt8[np.ndarray, "z y x"]) -> Int32[np.ndarray, "m 4"]:
-    """Label and place of up to `MOST_VOXELS` voxels each of liver (without tumor) and of tumor.
-
-    Drawn evenly, the same at every call: whoever wants a voxel of a class need not look for it.
-    """
-    rng = np.random.default_rng(0)
-    rows = []
-    for name in (LIVER, TUMOR):
-        found = np.flatnonzero(label == name)
-        if found.size > MOST_VOXELS:
-            found = np.sort(rng.choice(found, MOST_VOXELS, replace=False))
-        places = np.unravel_index(found, label.shape)
-        rows.append(np.stack([np.full(found.size, name), *places], axis=1))
-    return np.concatenate(rows).astype(np.int32)
-
-
 def draw_patch(
-    case: PreparedCase, spec: InputSpec, settings: PatchSettings, rng: np.random.Generator
+    case: PreparedCase,
+    spec: InputSpec,
+    settings: PatchSettings,
+    rng: np.random.Generator,
+    kind: str | None = None,
 ) -> Sample:
     """Draw one training patch.
 
-    Tumor outside the predicted liver, where a system cannot see it, is ignored (-1).
+    Ignored (-1, and no lesion) are tumor outside the predicted liver, where a system cannot see
+    it, and lesions that are too small to be learned.
 
     Args:
         case: where from.
         spec: what the system wants to see.
         settings: how often a lesion, which phases.
         rng: consumed the same way whatever the case holds.
+        kind: the type of the lesion, where the patch is one around a lesion and the case has one
+            of this type; None for any.
     """
     u = rng.random(12)
     anchor: Voxel | None
     if spec.dims == 3 and settings.foreground_fraction is not None:
-        anchor = _foreground_anchor(case, settings.foreground_fraction, u)
+        anchor = _foreground_anchor(case, settings.foreground_fraction, u, kind)
     else:
-        anchor = _anchor(case, spec, u, settings)
+        anchor = _anchor(case, spec, u, settings, kind)
     if spec.liver_crop is not None and anchor is not None:
         least, most = spec.liver_crop.train_pad_px
         above, below, left, right = (int(v) for v in rng.integers(least, most, 4, endpoint=True))
@@ -127,10 +63,25 @@ def draw_patch(
     start = _start(case.label.shape, spec, anchor, u[4:7])
     present = drop_phases(case.present, spec, settings.phase_dropout, u[7:])
     patch = cut(case, spec, start, _size(spec), present)
-    if not spec.needs_liver or "tumor" not in spec.class_names:
-        return patch
-    hidden = (patch.label == spec.class_names.index("tumor")) & ~patch.liver
-    return replace(patch, label=np.where(hidden, -1, patch.label))
+    if case.typed is not None and patch.instances is not None:
+        small = 1 + np.flatnonzero(case.typed.voxels < settings.ignore_lesions_below_voxels)
+        if small.size:
+            patch = _ignoring(patch, np.isin(patch.instances, small))
+    if spec.needs_liver and spec.tumor_classes:
+        lesions = patch.instances
+        tumor = patch.label == spec.tumor_classes[0] if lesions is None else lesions > 0
+        patch = _ignoring(patch, tumor & ~patch.liver)
+    return patch
+
+
+def _ignoring(sample: Sample, where: Bool[np.ndarray, "*spatial"]) -> Sample:
+    """The sample with some voxels ignored, which then are part of no lesion either."""
+    instances = sample.instances
+    return replace(
+        sample,
+        label=np.where(where, -1, sample.label),
+        instances=None if instances is None else np.where(where, 0, instances),
+    )
 
 
 def whole_case(case: PreparedCase, spec: InputSpec) -> ValidationCase:
@@ -168,9 +119,9 @@ def _block(case: PreparedCase, spec: InputSpec, wanted: tuple[int, int, int]) ->
     z, y, x = (max(0, min(at, n - s)) for at, n, s in zip(wanted, shape, size, strict=True))
     piece = cut(case, spec, (z, y, x), size, case.present, outside=-1)
     scored = tuple(slice(at - start, None) for at, start in zip(wanted, (z, y, x), strict=True))
-    label = np.full_like(piece.label, -1)
-    label[scored] = piece.label[scored]
-    return replace(piece, label=label)
+    elsewhere = np.ones(size, bool)
+    elsewhere[scored] = False
+    return _ignoring(piece, elsewhere)
 
 
 def cut(
@@ -211,12 +162,14 @@ def cut(
     if spec.needs_liver:
         shown = np.tile(case.liver[column][context], (n_windows, 1, 1))
         visible = np.pad(shown, [(0, 0), *margin])
+    label, instances = classes_of(case, plane, spec)
     return Sample(
         image=image,
         present=present,
-        label=np.pad(class_index(case.label[plane], spec), margin, constant_values=outside),
+        label=np.pad(label, margin, constant_values=outside),
         liver=np.pad(case.liver[plane], margin),
         visible=visible,
+        instances=None if instances is None else np.pad(instances, margin),
     )
 
 
@@ -234,7 +187,7 @@ def _cut_block(
         hu = _padded(case.hu[part], pads, mode="edge")
         for channel, limits in enumerate(spec.windows_hu):
             image[phase, channel] = window(hu, limits)
-    label = class_index(case.label[inside], spec)
+    label, instances = classes_of(case, inside, spec)
     liver = _padded(np.asarray(case.liver[inside]), pads)
     return Sample(
         image=image,
@@ -242,6 +195,7 @@ def _cut_block(
         label=_padded(label, pads, constant_values=-1),
         liver=liver,
         visible=np.repeat(liver[None], spec.channels, axis=0) if spec.needs_liver else None,
+        instances=None if instances is None else _padded(instances, pads),
     )
 
 
@@ -270,22 +224,14 @@ def _through_box(
         image[phase] = resized(
             slice_input(hu, context, windows_hu=spec.windows_hu, liver=None), size
         )
+    label, instances = classes_of(case, (z, *plane), spec)
     return Sample(
         image=image,
         present=present,
-        label=resized_labels(class_index(case.label[z][plane], spec), size),
+        label=resized_labels(label, size),
         liver=resized_labels(case.liver[z][plane], size),
+        instances=None if instances is None else resized_labels(instances, size),
     )
-
-
-def class_index(label: UInt8[np.ndarray, "*spatial"], spec: InputSpec) -> np.ndarray:
-    """Labels 0/1/2 as indices into the system's classes; a class it lacks is its parent."""
-    names = spec.class_names
-    liver = names.index("liver") if "liver" in names else 0
-    tumor = names.index("tumor") if "tumor" in names else liver
-    if (liver, tumor) == (1, 2):
-        return label.astype(np.int64)  # a sixth of the time of looking each of them up
-    return np.array([0, liver, tumor], np.int64)[label]
 
 
 def drop_phases(
@@ -322,7 +268,11 @@ def _size(spec: InputSpec) -> tuple[int, int, int]:
 
 
 def _anchor(
-    case: PreparedCase, spec: InputSpec, u: np.ndarray, settings: PatchSettings
+    case: PreparedCase,
+    spec: InputSpec,
+    u: np.ndarray,
+    settings: PatchSettings,
+    kind: str | None = None,
 ) -> tuple[int, int, int]:
     """A voxel that the patch must hold: of a lesion, or of a slice of liver without one.
 
@@ -331,7 +281,10 @@ def _anchor(
     """
     fraction = settings.lesion_fraction
     if spec.dims == 3 and u[0] < (fraction or 0.0) and len(case.lesions):
-        z, y, x = (int(v) for v in case.lesions[int(u[1] * len(case.lesions))])
+        rows = np.arange(len(case.lesions))
+        if kind is not None and case.typed is not None:
+            rows = _only(rows, case.typed.types, kind)
+        z, y, x = (int(v) for v in case.lesions[rows[int(u[1] * len(rows))]])
         return z, y, x
     slices, lesion = _slices(case, spec, u, settings)
     numbers = np.flatnonzero(slices)
@@ -345,15 +298,25 @@ def _anchor(
     return z, int(ys[chosen]), int(xs[chosen])
 
 
-def _foreground_anchor(case: PreparedCase, fraction: float, u: np.ndarray) -> Voxel | None:
+def _foreground_anchor(
+    case: PreparedCase, fraction: float, u: np.ndarray, kind: str | None = None
+) -> Voxel | None:
     """A voxel of a class that the case holds, each being as likely; or none, for anywhere."""
     labels = case.foreground[:, 0]
     classes = np.unique(labels)
     if u[0] >= fraction or classes.size == 0:
         return None
+    if kind is not None:
+        classes = _only(classes, classes, kind)
     rows = np.flatnonzero(labels == classes[int(u[1] * classes.size)])
     z, y, x = (int(v) for v in case.foreground[rows[int(u[2] * rows.size)], 1:])
     return z, y, x
+
+
+def _only(rows: np.ndarray, types: np.ndarray, kind: str) -> np.ndarray:
+    """The rows of a type; all of them where there is none, as resampling may lose a lesion."""
+    found = rows[types == TYPE_NUMBERS[kind]]
+    return found if found.size else rows
 
 
 def _slices(
@@ -364,7 +327,7 @@ def _slices(
     fraction, two = settings.lesion_fraction, spec.dims == 2
     if two and u[3] < settings.background_fraction and not liver.all():
         return ~liver, False
-    if "tumor" not in spec.class_names or fraction is None:
+    if not spec.tumor_classes or fraction is None:
         return liver, False
     if u[0] < fraction and tumor.any():
         return tumor, True

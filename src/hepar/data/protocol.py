@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,8 +11,10 @@ from typing import Literal
 from hepar.data.cache import file_hash
 from hepar.data.cohort import CohortCase, is_test, read_cohort
 from hepar.data.leakage import shared_scans
+from hepar.data.lesion_table import read_lesion_types
 from hepar.errors import InputRefused, UsageError
 
+Types = Mapping[str, Mapping[int, str]]
 Tested = Literal["test", "folds", "validation", "holdout"]
 _MAX_LISTED = 8
 
@@ -28,6 +30,8 @@ class Protocol:
         folds: held out in training, a run each; None goes by the column `split`.
         holdout: every case of the other cohort; empty without one.
         sha256: of all that decides figures, wherever the cohorts lie.
+        types: of the lesions of the cohort that is tested, by case and lesion id; None where they
+            decide no figure.
     """
 
     tested: Tested
@@ -35,6 +39,7 @@ class Protocol:
     folds: tuple[int | None, ...]
     holdout: tuple[CohortCase, ...]
     sha256: str
+    types: Types | None = None
 
     def test_cases(self, fold: int | None) -> tuple[CohortCase, ...]:
         """The cases that a run is tested on."""
@@ -72,39 +77,58 @@ class Protocol:
         )
 
 
-def read_protocol(cohort: Path, fold: int | None = None, holdout: Path | None = None) -> Protocol:
+def read_protocol(
+    cohort: Path, fold: int | None = None, holdout: Path | None = None, *, typed: bool = False
+) -> Protocol:
     """Read who is trained on and who is tested.
 
     Args:
         cohort: `cohort.csv`.
         fold: held out instead of what the cohort says.
         holdout: `cohort.csv` of the cohort to test on.
+        typed: whether types of lesions decide figures too, so that the hash holds them.
 
     Raises:
         UsageError: `E_COHORT`: the cohort says neither.
-        InputRefused: a cohort cannot be read.
+        InputRefused: a cohort, or its `lesions.csv` where types are asked for, cannot be read.
     """
-    cases = read_cohort(cohort, need=("label",))
-    others = () if holdout is None else read_cohort(holdout, need=("label",))
+    need = ("label", "instances") if typed else ("label",)
+    cases = read_cohort(cohort, need=need)
+    others = () if holdout is None else read_cohort(holdout, need=need)
     tested, folds = _plan(cohort.name, cases, fold, holdout is not None)
-    sha256 = cohort_hash(cases)
+    types = _types_beside(cohort, typed)
+    sha256 = cohort_hash(cases, types)
     if None in folds and tested != "test":
         # Hashes of cohorts with a test split are older than this one, and hold no validation.
         chosen = [case.case_id for case in cases if _is_validation(case)]
         sha256 = _joined(sha256, repr(chosen))
-    if others:
-        sha256 = _joined(sha256, cohort_hash(others))
-    return Protocol(tested, cases, folds, others, sha256)
+    if others and holdout is not None:
+        types = _types_beside(holdout, typed)
+        sha256 = _joined(sha256, cohort_hash(others, types))
+    return Protocol(tested, cases, folds, others, sha256, types)
 
 
-def cohort_hash(cases: Sequence[CohortCase]) -> str:
-    """Of the cases' names, test split, folds and files, wherever the cohort lies."""
+def _types_beside(cohort: Path, typed: bool) -> Types | None:
+    return read_lesion_types(cohort.parent / "lesions.csv", "reproduce") if typed else None
+
+
+def cohort_hash(cases: Sequence[CohortCase], types: Types | None = None) -> str:
+    """Of the cases' names, test split, folds and files, wherever the cohort lies.
+
+    Args:
+        cases: of a cohort.
+        types: by case and lesion id; where given, they and the maps of lesions are part of it.
+    """
     sha = hashlib.sha256()
     for case in cases:
         files = {**case.images, "liver": case.liver, "label": case.label}
+        if types is not None:
+            files["instances"] = case.instances
         found = [(name, file_hash(file)) for name, file in sorted(files.items()) if file]
         who = (case.case_id, case.patient_id, case.fold, is_test(case), case.reference)
         sha.update(repr((who, found)).encode())
+        if types is not None:
+            sha.update(repr(sorted(types.get(case.case_id, {}).items())).encode())
     return sha.hexdigest()
 
 

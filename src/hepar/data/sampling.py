@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -43,6 +43,8 @@ class Sample:
         liver: voxels that count as liver, as a liver stage would have predicted them.
         visible: where each channel shows the image (context slices have their own liver);
             None when nothing is masked.
+        instances: of a typed system the number of the lesion that a voxel belongs to; 0 for none,
+            and where the label is ignored. None of other systems.
     """
 
     image: Float32[np.ndarray, "p c *spatial"]
@@ -50,6 +52,7 @@ class Sample:
     label: Int64[np.ndarray, "*spatial"]
     liver: Bool[np.ndarray, "*spatial"]
     visible: Bool[np.ndarray, "c *spatial"] | None = None
+    instances: Int64[np.ndarray, "*spatial"] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,11 @@ class SampleSource(Protocol):
     """Where samples come from. Must be safe to call from several threads.
 
     Attributes:
-        target_class: the class name whose Dice decides which checkpoint is best.
+        target_classes: the classes of the system that count as one, whose Dice decides which
+            checkpoint is best.
     """
 
-    target_class: str
+    target_classes: tuple[int, ...]
 
     def __len__(self) -> int:
         """Samples in an epoch."""
@@ -125,9 +129,15 @@ def collate(samples: Iterable[Sample]) -> tuple[Batch, Bool[Tensor, "b c *spatia
         present=present,
         label=torch.from_numpy(np.stack([s.label for s in samples]).astype(np.int64, copy=False)),
         liver=torch.from_numpy(np.stack([s.liver for s in samples]).astype(bool, copy=False)),
+        instances=_stacked([s.instances for s in samples]),
     )
-    masks = [s.visible for s in samples if s.visible is not None]
-    return batch, torch.from_numpy(np.stack(masks)) if len(masks) == len(samples) else None
+    return batch, _stacked([s.visible for s in samples])
+
+
+def _stacked(parts: Sequence[np.ndarray | None]) -> Tensor | None:
+    """What every sample has, as one tensor; None where one of them lacks it."""
+    there = [part for part in parts if part is not None]
+    return torch.from_numpy(np.stack(there)) if len(there) == len(parts) else None
 
 
 def positions(length: int, batch_size: int, step: int) -> list[tuple[int, int]]:

@@ -28,10 +28,11 @@ def open_source(
 
         return OrganSource(data, spec, seed=seed, cache_dir=cache_dir)
     if data.kind == "cohort":
-        from hepar.data.cohort import CohortCases
+        from hepar.data.cohort_cases import CohortCases
         from hepar.data.tumor_source import CaseSource
 
         return CaseSource(CohortCases(data, spec, cache_dir=cache_dir), data, spec, seed=seed)
-    from hepar.data.tumor_source import CaseSource, PhantomCases
+    from hepar.data.phantom_cases import PhantomCases
+    from hepar.data.tumor_source import CaseSource
 
     return CaseSource(PhantomCases(data, spec, cache_dir=cache_dir), data, spec, seed=seed)

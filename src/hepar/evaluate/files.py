@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from hepar.errors import InputRefused
-from hepar.evaluate.lesion_case import LesionCase
 from hepar.evaluate.patient_summary import TypedCase, summarize_patients
 from hepar.evaluate.score import TOLERANCE_MM, CaseScore, score_case
 from hepar.evaluate.sources import CaseSource, find_sources
@@ -21,7 +20,7 @@ from hepar.evaluate.summary import summarize
 from hepar.geometry import Grid, canonical
 from hepar.io.nifti import read_label
 from hepar.provenance import hepar_version
-from hepar.study import LESION_TYPES, LIVER, TUMOR, Volume
+from hepar.study import LIVER, TUMOR, Volume
 
 Progress = Callable[[int, int, str], None]
 
@@ -247,26 +246,10 @@ def _types(
     cases = []
     for (predicted, _), score in zip(pairs, scores, strict=True):
         assert score.lesions is not None
-        reference_mm3, predicted_mm3 = _volumes_mm3(score.lesions)
+        reference_mm3, predicted_mm3 = score.lesions.volumes_mm3()
         said = predicted.probabilities if stated else predicted_mm3
         cases.append(TypedCase(score.patient_id, reference_mm3, said or {}))
     return summarize_patients(cases, "probability" if stated else "volume")
-
-
-def _volumes_mm3(case: LesionCase) -> tuple[dict[str, float], dict[str, float]]:
-    """Volume of each type in the reference and in the prediction."""
-    sums = []
-    for voxels, types in (
-        (case.overlaps.reference, case.reference_types),
-        (case.overlaps.predicted, case.predicted_types),
-    ):
-        volume = dict.fromkeys(LESION_TYPES, 0.0)
-        for lesion, count in voxels.items():
-            kind = (types or {}).get(lesion)
-            if kind in volume:
-                volume[kind] += count * case.overlaps.voxel_mm3
-        sums.append(volume)
-    return sums[0], sums[1]
 
 
 def _write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:

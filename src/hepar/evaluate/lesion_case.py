@@ -76,6 +76,21 @@ class LesionCase:
         """No reference lesion counts."""
         return self.match.counts.n_reference == 0
 
+    def volumes_mm3(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Volume of each of `LESION_TYPES` in the reference and in the prediction."""
+        sums = []
+        for voxels, types in (
+            (self.overlaps.reference, self.reference_types),
+            (self.overlaps.predicted, self.predicted_types),
+        ):
+            volume = dict.fromkeys(LESION_TYPES, 0.0)
+            for lesion, count in voxels.items():
+                kind = (types or {}).get(lesion)
+                if kind in volume:
+                    volume[kind] += count * self.overlaps.voxel_mm3
+            sums.append(volume)
+        return sums[0], sums[1]
+
     def row(self) -> dict[str, int]:
         """The counts of the case for a table."""
         counts = self.match.counts

@@ -95,7 +95,7 @@ def summarize_patients(
             type in the reference, by patient; a volume that is negative or not finite; a
             probability outside [0, 1].
     """
-    reference_mm3, scores = _join(list(cases), score)
+    _, reference_mm3, scores = join_patients(list(cases), score)
     group_score: Literal["max", "sum"] = "max" if score == "probability" else "sum"
     problems = one_versus_rest(reference_mm3, scores, group_score=group_score)
     types = {name: problems[name] for name in LESION_TYPES}
@@ -145,12 +145,15 @@ def summarize_specificity(cases: Iterable[ReportedCase]) -> dict[str, Any]:
     }
 
 
-def _join(
+def join_patients(
     cases: Sequence[TypedCase], score: Literal["probability", "volume"]
-) -> tuple[Float[np.ndarray, "n 8"], Float[np.ndarray, "n 8"]]:
-    """Reference volumes and scores, a row a patient by id, a column each of `LESION_TYPES`.
+) -> tuple[list[str], Float[np.ndarray, "n 8"], Float[np.ndarray, "n 8"]]:
+    """Patients by id, and a row for each: volumes and scores, a column each of `LESION_TYPES`.
 
     Sorted patients and exact sums make the order of the cases irrelevant to the last bit.
+
+    Raises:
+        ValueError: as `summarize_patients`.
     """
     if not cases:
         raise ValueError("no cases to summarize")
@@ -168,7 +171,7 @@ def _join(
         return np.array([[join(column) for column in patient.T] for patient in patients])
 
     join = max if score == "probability" else math.fsum
-    return by_patient(volumes, math.fsum), by_patient(scores, join)
+    return sorted(rows), by_patient(volumes, math.fsum), by_patient(scores, join)
 
 
 def _table(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from hepar.evaluate.policy import counted
-from hepar.evaluate.run_result import CaseResult, LiverResult, ServerResult
+from hepar.evaluate.run_ratio import ratio
+from hepar.evaluate.run_result import CaseResult, LiverResult, PatientScore, ServerResult
 from hepar.evaluate.score import MEASURES
-from hepar.evaluate.statistics import bootstrap
 from hepar.evaluate.tables import Column, Measured, Run, measure
+from hepar.evaluate.type_columns import TYPE_COLUMNS, tells_types, type_figure
 
 COLUMNS = {
     "liver_dpc": Column("liver_dpc", "liver DPC", "%", 1, "higher"),
@@ -40,7 +41,8 @@ COLUMNS = {
     "hcc": Column("hcc", "DPC HCC", "%", 1, "higher"),
     "hemangioma": Column("hemangioma", "DPC hemangioma", "%", 1, "higher"),
     "metastasis": Column("metastasis", "DPC metastases", "%", 1, "higher"),
-}
+    "dice": Column("dice", "Dice", "", 3, "higher"),
+} | TYPE_COLUMNS
 """Every measure of the papers' tables that runs are scored by, in the order of printing."""
 
 NOTES = (
@@ -80,6 +82,7 @@ _LIVER_MEASURED = {
 }
 _MEASURED = {
     "dpc": "dice",
+    "dice": "dice",
     "voe": "voe",
     "rvd": "rvd",
     "rvd_share": "rvd",
@@ -90,12 +93,16 @@ _MEASURED = {
 _TYPES = ("cyst", "fnh", "hcc", "hemangioma", "metastasis")
 
 
-def is_scored(runs: Sequence[Sequence[CaseResult]], column: str) -> bool:
-    """Whether runs looked for what a column is of: liver, tumor, or, for the burden, both.
+def is_scored(
+    runs: Sequence[Sequence[CaseResult]], column: str, score: PatientScore | None = None
+) -> bool:
+    """Whether runs looked for what a column is of: liver, tumor, both for the burden, or types.
 
     Nor is a column scored by results that are older than it.
     """
     cases = [case for run in runs for case in run]
+    if column in TYPE_COLUMNS:
+        return tells_types(cases, column, score)
     if column in (*SERVER_COLUMNS, *SERVER_COUNTS) and any(c.server is None for c in cases):
         return False
     if column == "hd95" and any(c.hd95_mm is None and c.outcome == "both" for c in cases):
@@ -149,65 +156,47 @@ def _server(case: CaseResult) -> ServerResult:
     return case.server
 
 
-def figure(runs: Sequence[Sequence[CaseResult]], column: str) -> Measured | None:
+def figure(
+    runs: Sequence[Sequence[CaseResult]], column: str, score: PatientScore | None = None
+) -> Measured | None:
     """One cell of a table: a column over the cases of all seeds.
 
     Args:
         runs: test cases of each seed, the same cases in each.
         column: key of `COLUMNS`.
+        score: how patients are scored, for columns of what they have.
 
     Returns:
         None where the runs do not look for what the column is of, or no case has the type.
     """
-    if not is_scored(runs, column):
+    if not is_scored(runs, column, score):
         return None
+    if column in TYPE_COLUMNS:
+        return type_figure(runs, column, score)
     patients = {c.case_id: c.patient_id for c in runs[0]}
     if column == "dg":
-        return _ratio(runs, lambda c: 2 * c.overlap, lambda c: c.predicted + c.reference)
+        return ratio(runs, lambda c: 2 * c.overlap, lambda c: c.predicted + c.reference)
     if column == "liver_dg":
         voxels = (
             lambda c: 2 * _liver(c).overlap,
             lambda c: _liver(c).predicted + _liver(c).reference,
         )
-        return _ratio(runs, *voxels)
+        return ratio(runs, *voxels)
     if column == "burden":
-        return _ratio(runs, lambda c: c.burden_error**2, lambda c: 1, np.sqrt)
+        return ratio(runs, lambda c: c.burden_error**2, lambda c: 1, np.sqrt)
     if column == "recall":
-        return _ratio(runs, lambda c: c.found, lambda c: c.lesions)
+        return ratio(runs, lambda c: c.found, lambda c: c.lesions)
     if column in SERVER_COLUMNS:
         name = SERVER_COLUMNS[column]
-        return _ratio(
+        return ratio(
             runs,
             lambda c: sum(getattr(one, name) for one in _server(c).detected),
             lambda c: len(_server(c).detected),
         )
     if column in SERVER_COUNTS:
         top, bottom = SERVER_COUNTS[column]
-        return _ratio(
+        return ratio(
             runs, lambda c: getattr(_server(c), top), lambda c: getattr(_server(c), bottom)
         )
     values = [case_values(run, column) for run in runs]
     return measure(values, patients) if values[0] else None
-
-
-def _ratio(
-    runs: Sequence[Sequence[CaseResult]],
-    above: Callable[[CaseResult], float],
-    below: Callable[[CaseResult], float],
-    of_ratio: Callable[[np.ndarray], np.ndarray] = lambda ratio: ratio,
-) -> Measured:
-    """A function of sums over all cases divided, averaged over seeds; patients are resampled."""
-    owners = sorted({c.patient_id for c in runs[0]})
-    sums = np.zeros((len(runs), 2, len(owners)))
-    for run, of_run in zip(runs, sums, strict=True):
-        for case in run:
-            of_run[:, owners.index(case.patient_id)] += above(case), below(case)
-
-    def statistic(chosen: np.ndarray) -> float | None:
-        totals = sums[:, :, chosen].sum(axis=2)
-        defined = totals[:, 1] > 0
-        ratios = of_ratio(totals[defined, 0] / totals[defined, 1])
-        return float(ratios.mean()) if defined.any() else None
-
-    value, interval = bootstrap(len(owners), statistic)
-    return Measured(value, None, interval, len(runs[0]), 0, 0, len(runs))

@@ -8,20 +8,32 @@ anywhere, in any order.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from hepar.evaluate.lesion_case import LesionCase
 from hepar.evaluate.lits_lesions import ServerLesions
+from hepar.evaluate.plan_detection import plan_detection
 from hepar.evaluate.policy import Outcome
 from hepar.evaluate.score import CaseScore, StructureScore
 from hepar.evaluate.voxel import tumor_burden
 from hepar.io.atomic import atomic_path
+from hepar.study import LESION_TYPES
+
+
+def _known_type(name: str) -> str:
+    if name not in LESION_TYPES:
+        raise ValueError(f"{name!r} is none of {', '.join(LESION_TYPES)}")
+    return name
+
 
 Count = Annotated[int, Field(ge=0)]
+LesionType = Annotated[str, AfterValidator(_known_type)]
+PatientScore = Literal["livermax", "mask_size", "plan"]
 DIGITS = 6  # of what is written: millionths of a Dice, nanometers
 
 
@@ -91,6 +103,52 @@ class ServerResult(_Strict):
         return cls(**asdict(lesions.counts), detected=detected)
 
 
+class TypedResult(_Strict):
+    """What a typed system said of a test case: its lesions' types, and what the patient has.
+
+    Attributes:
+        reference_mm3: type -> volume in the truth.
+        scores: how it was scored -> type -> score: `livermax` and `plan` are probabilities,
+            `mask_size` is in ml; `plan` only of systems with a patient branch.
+        n_reference, n_predicted, tp_reference, tp_predicted: lesions as PLAN counts them.
+        pairs: (true, predicted) type of each lesion that was found, one to one.
+        missed, false: types of the other true and of the other predicted lesions.
+    """
+
+    reference_mm3: dict[LesionType, float]
+    scores: dict[PatientScore, dict[LesionType, float]]
+    n_reference: Count
+    n_predicted: Count
+    tp_reference: Count
+    tp_predicted: Count
+    pairs: tuple[tuple[LesionType, LesionType], ...]
+    missed: tuple[LesionType, ...]
+    false: tuple[LesionType, ...]
+
+    @classmethod
+    def of(
+        cls, lesions: LesionCase, scores: Mapping[PatientScore, Mapping[str, float]]
+    ) -> TypedResult:
+        """What is kept of a case's lesions, whose types are known on both sides.
+
+        Args:
+            lesions: with types.
+            scores: of the patient.
+        """
+        said, true = lesions.predicted_types or {}, lesions.reference_types or {}
+        counts = plan_detection(lesions.plan, ignore=lesions.plan_ignore)
+        return cls.model_validate(
+            {
+                "reference_mm3": _rounded_values(lesions.volumes_mm3()[0]),
+                "scores": {how: _rounded_values(given) for how, given in scores.items()},
+                "pairs": tuple((true[r], said[p]) for p, r, _ in lesions.match.pairs),
+                "missed": tuple(true[r] for r in lesions.match.missed),
+                "false": tuple(said[p] for p in lesions.match.false),
+                **asdict(counts),
+            }
+        )
+
+
 class CaseResult(_Strict):
     """Tumor scores of one test case, as measured, and those of its liver where that was found too.
 
@@ -103,6 +161,7 @@ class CaseResult(_Strict):
         lesions, found, false: true lesions, those of them that were found, and lesions predicted
             where none is.
         hd95_mm, server: not in results older than the columns.
+        typed: of a system that tells types of lesions apart.
     """
 
     case_id: str
@@ -125,6 +184,7 @@ class CaseResult(_Strict):
     tumor: bool = True
     hd95_mm: float | None = None
     server: ServerResult | None = None
+    typed: TypedResult | None = None
 
     @classmethod
     def of(
@@ -135,6 +195,7 @@ class CaseResult(_Strict):
         found_liver: bool = False,
         looked_for_tumor: bool = True,
         lesions: ServerLesions | None = None,
+        typed: TypedResult | None = None,
     ) -> CaseResult:
         """What is kept of a scored case.
 
@@ -144,6 +205,7 @@ class CaseResult(_Strict):
             found_liver: the liver is the method's own.
             looked_for_tumor: tumors were looked for.
             lesions: as the LiTS challenge measures them.
+            typed: types of lesions, and what the patient has.
         """
         tumor = score.structures["tumor"]
         counts, matched = tumor.overlap, score.match.counts
@@ -162,6 +224,7 @@ class CaseResult(_Strict):
             liver=LiverResult.of(score.structures["liver"]) if found_liver else None,
             tumor=looked_for_tumor,
             server=None if lesions is None else ServerResult.of(lesions),
+            typed=typed,
             **_rounded(tumor, ("dice", "voe", "rvd", "assd_mm", "rmsd_mm", "hd95_mm")),
         )
 
@@ -181,6 +244,10 @@ class CaseResult(_Strict):
 def _rounded(score: StructureScore, names: Sequence[str]) -> dict[str, float | None]:
     measured = score.measures()
     return {n: None if (v := measured[n]) is None else round(v, DIGITS) for n in names}
+
+
+def _rounded_values(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, DIGITS) for name, value in values.items()}
 
 
 class RunResult(_Strict):

@@ -61,10 +61,30 @@ def bootstrap(
     defined = [d for d in drawn if d is not None]
     if not np.isfinite([value, *defined]).all():
         raise ValueError("the statistic is NaN or infinite; an undefined one is None")
-    if not defined or len(defined) < _ENOUGH * draws:
-        return float(value), None
+    return float(value), percentile_interval(defined, draws)
+
+
+def percentile_interval(defined: Sequence[float], draws: int) -> Interval | None:
+    """The middle 95 % of drawn values; see `bootstrap`.
+
+    Args:
+        defined: the statistic of each draw in which it is defined.
+        draws: all draws; with fewer than nine tenths of them defined there is no interval.
+    """
+    if len(defined) == 0 or len(defined) < _ENOUGH * draws:
+        return None
     low, high = np.quantile(defined, [_TAIL, 1 - _TAIL])
-    return float(value), (float(low), float(high))
+    return float(low), float(high)
+
+
+def resamples(n: int, draws: int = 1000, seed: int | None = None) -> Int[np.ndarray, "draws n"]:
+    """How often each of n units is in each of the resamples that `bootstrap` draws.
+
+    For statistics that weigh units, a matrix product over all draws at once.
+    """
+    rng = np.random.default_rng(n if seed is None else seed)
+    chosen = [rng.integers(n, size=n) for _ in range(draws)]
+    return np.array([np.bincount(index, minlength=n) for index in chosen], dtype=np.int64)
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ class Table:
         """The table and its definitions, for GitHub."""
         pairs = [f"{c.heading} {side}" for c in self.columns for side in ("paper", "ours")]
         header = ["row", *pairs, "cases", "seeds", "undefined"]
-        return _document(self.title, header, map(self._cells, self.rows), (*_LEGEND, *self.notes))
+        return document(self.title, header, map(self._cells, self.rows), (*_LEGEND, *self.notes))
 
     def csv(self) -> str:
         """One line a row and column, unrounded; a fraction under `%` stays one."""
@@ -255,7 +255,7 @@ class Differences:
             f"the t test is not below {_ALPHA}.",
         )
         title = f"{self.column.title}: every row less {self.baseline}"
-        return _document(title, header, (self._cells(*r) for r in self._corrected()), legend)
+        return document(title, header, (self._cells(*r) for r in self._corrected()), legend)
 
     def csv(self) -> str:
         """One line a row, unrounded; a fraction under `%` stays one."""
@@ -375,9 +375,7 @@ def _csv(records: Iterable[Mapping[str, Any]]) -> str:
     return out.getvalue()
 
 
-def _document(
-    title: str, header: list[str], body: Iterable[list[str]], notes: Iterable[str]
-) -> str:
+def document(title: str, header: list[str], body: Iterable[list[str]], notes: Iterable[str]) -> str:
     """A heading, a pipe table padded to equal widths, and a list of notes."""
     rows = [[_escaped(cell) for cell in row] for row in (header, *body)]
     widths = [max(3, *map(len, cells)) for cells in zip(*rows, strict=True)]

@@ -43,6 +43,8 @@ class Tiling:
             without liver (3D; a system that needs the liver sees nothing else anyway).
         progress: called with the done share in [0, 1].
         counted: told how many windows were run and how many left out (3D).
+        watch: shown what `forward` gave for every piece that was looked at, for what a system says
+            beside `decode`, e.g. of the patient; always eager PyTorch then.
         warn: told what a reader of the result has to know, as `W_CODE: words`.
     """
 
@@ -56,6 +58,7 @@ class Tiling:
     around_liver_mm: float | None = None
     progress: Callable[[float], None] | None = None
     counted: Callable[[int, int], None] | None = None
+    watch: Callable[[Any], None] | None = None
     warn: Callable[[str], None] = log.warning
 
 
@@ -78,7 +81,8 @@ class Network:
         self.device = torch.device(tiling.device)
         self.module = system.to(self.device)
         self.stride = cast(System, system).input_spec.stride
-        make = tiling.runner_for
+        make = tiling.runner_for if tiling.watch is None else None
+        self._watch = tiling.watch
         self._fast = make(system, tiling.warn) if make is not None else None
         self._volumes = cast(System, system).input_spec.dims == 3
         self._too_large: int | None = None
@@ -154,7 +158,10 @@ class Network:
             return self._fast(image, present)
         system = cast(System, self.module)
         with SingleSamples() if self._volumes else nullcontext():
-            return system.decode(system.forward(image, present))
+            outputs = system.forward(image, present)
+            if self._watch is not None:
+                self._watch(outputs)
+            return system.decode(outputs)
 
     @torch.inference_mode()
     def __call__(
@@ -208,10 +215,11 @@ class Network:
         leaves = [m for m in self.module.modules() if not any(True for _ in m.children())]
         hooks = [module.register_forward_hook(count) for module in leaves]
         fast, self._fast = self._fast, None
+        watch, self._watch = self._watch, None
         try:
             self.attempt(image, present, smallest=True)
         finally:
-            self._fast = fast
+            self._fast, self._watch = fast, watch
             for hook in hooks:
                 hook.remove()
         return max(total, image.numel() * 4)

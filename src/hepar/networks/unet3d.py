@@ -107,14 +107,15 @@ Gate = Callable[[int, Tensor, Tensor], Tensor]
 
 
 class ConvBlocks(nn.Sequential):
-    """Two blocks of convolution (with bias), norm and activation.
+    """Blocks of convolution (with bias), norm and activation.
 
     Args:
         in_channels: channels of the input.
-        out_channels: channels of both convolutions.
+        out_channels: channels of every convolution.
         norm: `batch` is followed by ReLU, `instance` by leaky ReLU of slope 0.01.
-        kernel: of both convolutions, odd, (z, y, x).
+        kernel: of every convolution, odd, (z, y, x).
         stride: of the first.
+        blocks: how many, one after the other.
     """
 
     def __init__(
@@ -124,10 +125,12 @@ class ConvBlocks(nn.Sequential):
         norm: Norm,
         kernel: Sizes = (3, 3, 3),
         stride: Sizes = (1, 1, 1),
+        blocks: int = 2,
     ) -> None:
         layers: list[nn.Module] = []
         padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-        for channels, step in ((in_channels, stride), (out_channels, (1, 1, 1))):
+        rest: list[tuple[int, Sizes]] = [(out_channels, (1, 1, 1))] * (blocks - 1)
+        for channels, step in [(in_channels, stride), *rest]:
             layers.append(nn.Conv3d(channels, out_channels, kernel, step, padding))
             if norm == "batch":
                 layers += [nn.BatchNorm3d(out_channels), nn.ReLU(inplace=True)]
@@ -140,7 +143,8 @@ class PyramidEncoder3d(nn.Module):
     """The contracting path and its bottleneck.
 
     Args:
-        in_channels: channels of the input.
+        in_channels: channels of the input; None where a stem outside takes the place of level 0,
+            whose features are then what is given.
         widths: channels of each level, finest first, the bottleneck last.
         norm: see `ConvBlocks`.
         down: from a level to the next coarser: `max` pooling, a `conv` of its own as large as its
@@ -152,7 +156,7 @@ class PyramidEncoder3d(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
+        in_channels: int | None,
         widths: Sequence[int],
         norm: Norm,
         down: Down,
@@ -165,7 +169,7 @@ class PyramidEncoder3d(nn.Module):
             first[1:] = strides
         ins = [in_channels, *widths[:-1]]
         self.levels = nn.ModuleList(
-            ConvBlocks(before, width, norm, kernel, step)
+            nn.Identity() if before is None else ConvBlocks(before, width, norm, kernel, step)
             for before, width, kernel, step in zip(ins, widths, kernels, first, strict=True)
         )
         ways: dict[Down, Callable[[int, Sizes], nn.Module]] = {
@@ -244,7 +248,7 @@ class PyramidUNet3d(nn.Module):
     """A U-Net without a head: the features of every level of its decoder.
 
     Args:
-        in_channels: channels of the input.
+        in_channels: channels of the input, or None: see `PyramidEncoder3d`.
         widths: channels of each level, finest first, the bottleneck last.
         norm: `batch` with ReLU, `instance` with leaky ReLU.
         down: see `PyramidEncoder3d`.
@@ -258,7 +262,7 @@ class PyramidUNet3d(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
+        in_channels: int | None,
         widths: Sequence[int],
         *,
         norm: Norm = "instance",

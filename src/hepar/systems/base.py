@@ -151,3 +151,15 @@ class Refining(System, Protocol):
     def initial(self, outputs: Any) -> Float[Tensor, "b k *spatial"]:
         """As `decode`, of the answer before the refinement."""
         ...
+
+
+@runtime_checkable
+class Diagnosing(System, Protocol):
+    """A system that says of a whole window which types the patient has.
+
+    Of the windows of a case the highest score counts: one without the lesion knows nothing of it.
+    """
+
+    def patient(self, outputs: Any) -> Float[Tensor, "b 8"]:
+        """Probability of having each of `study.LESION_TYPES`."""
+        ...

@@ -19,8 +19,10 @@ from hepar.systems.baselines.multiphase_unet3d.settings import MultiphaseUnet3dS
 from hepar.systems.baselines.mw_unet.settings import MwUnetSettings
 from hepar.systems.baselines.nnunet.settings import NnunetSettings
 from hepar.systems.baselines.pa_resseg.settings import PaRessegSettings
+from hepar.systems.baselines.plan.settings import PlanSettings
 from hepar.systems.dpcnet.settings import DpcnetSettings
 from hepar.systems.e2net.settings import E2netSettings
+from hepar.systems.lidia.settings import LidiaSettings
 from hepar.systems.sam_urim.settings import SamUrimSettings
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ SYSTEMS: dict[str, Entry] = {
     "sam_urim": Entry(SamUrimSettings, "hepar.systems.sam_urim.system", "SamUrim"),
     "e2net": Entry(E2netSettings, "hepar.systems.e2net.system", "E2net"),
     "dpcnet": Entry(DpcnetSettings, "hepar.systems.dpcnet.system", "Dpcnet"),
+    "lidia": Entry(LidiaSettings, "hepar.systems.lidia.system", "Lidia"),
     "context_unet3d": Entry(
         ContextUnet3dSettings, "hepar.systems.baselines.context_unet3d.system", "ContextUnet3d"
     ),
@@ -58,6 +61,7 @@ SYSTEMS: dict[str, Entry] = {
     "mw_unet": Entry(MwUnetSettings, "hepar.systems.baselines.mw_unet.system", "MwUnet"),
     "pa_resseg": Entry(PaRessegSettings, "hepar.systems.baselines.pa_resseg.system", "PaResseg"),
     "nnunet": Entry(NnunetSettings, "hepar.systems.baselines.nnunet.system", "Nnunet"),
+    "plan": Entry(PlanSettings, "hepar.systems.baselines.plan.system", "Plan"),
 }
 
 

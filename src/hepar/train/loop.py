@@ -17,8 +17,9 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -40,6 +41,7 @@ from hepar.train.recovery import LAST, PREVIOUS, Checkpoints
 from hepar.train.repeatable import Deterministic, mixed_seed
 from hepar.train.same_run import RECIPE, check_data, check_recipe, write_recipe
 from hepar.train.schedule import in_steps, learning_rate, optimizer
+from hepar.train.sharpness import kept_buffers, put_back, sharpen
 from hepar.train.validate import Score, validate
 
 LOG = logging.getLogger(__name__)
@@ -267,22 +269,18 @@ class _Run:
     def step(self, batch: Batch) -> float | None:
         """One optimizer step; None when it was skipped."""
         state, schedule = self.state, self.schedule
-        torch.manual_seed(mixed_seed(self.recipe.seed, _STEP, state.step))
+        seed = mixed_seed(self.recipe.seed, _STEP, state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(schedule, state.step, state.plateau.reductions)
         state.optimizer.zero_grad(set_to_none=True)
-        model: Any = state.model
         # A forward pass over a bad value spoils BatchNorm's statistics before the loss shows it.
-        buffers = [b.clone() for b in model.buffers()]
-        with self.autocast:
-            outputs = model(batch.image, batch.present)
-            targets = model.targets(batch)
-        loss = model.loss(outputs, targets)
+        before = kept_buffers(state.model)
+        loss = self.loss(batch, seed)
         value = float(loss.detach())
         state.step += 1
-        if not math.isfinite(value) or not self.descend(loss):
-            for buffer, before in zip(model.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+        again = partial(self.loss, batch, seed)
+        if not math.isfinite(value) or not self.descend(loss, again, before):
+            put_back(state.model, before)
             state.skipped += 1
             state.streak += 1
             if state.streak >= MAX_BAD_STEPS:
@@ -292,10 +290,27 @@ class _Run:
         state.update_average()
         return value
 
-    def descend(self, loss: Tensor) -> bool:
-        """Backward, clip, step; False when a gradient was not finite and nothing was changed."""
+    def loss(self, batch: Batch, seed: int) -> Tensor:
+        """The loss of a batch with the weights as they are, and everything random from a seed."""
+        torch.manual_seed(seed)
+        model: Any = self.state.model
+        with self.autocast:
+            outputs = model(batch.image, batch.present)
+            targets = model.targets(batch)
+        return model.loss(outputs, targets)
+
+    def descend(self, loss: Tensor, again: Callable[[], Tensor], before: Sequence[Tensor]) -> bool:
+        """Backward, clip, step; False when a gradient was not finite and nothing was changed.
+
+        Args:
+            loss: of the step.
+            again: the same loss with other weights.
+            before: buffers of the model as they were before the loss.
+        """
         state, scaler = self.state, self.state.scaler
         scaler.scale(loss).backward()
+        if self.schedule.sharpness_rho is not None:
+            sharpen(state.model, again, before, scaler, self.schedule.sharpness_rho)
         scaler.unscale_(state.optimizer)
         limit = self.schedule.clip_norm
         parameters = [p for p in state.model.parameters() if p.grad is not None]

@@ -63,5 +63,13 @@ def optimizer(schedule: Schedule, model: nn.Module) -> torch.optim.Optimizer:
             weight_decay=s.weight_decay,
             nesterov=s.optimizer == "nesterov",
         )
+    if s.optimizer == "radam":
+        # Liu et al., ICLR 2020: their own code decays weights apart from the gradient.
+        return torch.optim.RAdam(
+            model.parameters(),
+            lr=s.lr,
+            weight_decay=s.weight_decay,
+            decoupled_weight_decay=True,
+        )
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[s.optimizer]
     return kind(model.parameters(), lr=s.lr, weight_decay=s.weight_decay)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 
 from hepar.data.augment import Augmentation
 from hepar.data.sampling import SampleSource, ValidationCase, collate
@@ -20,7 +21,8 @@ class Score:
     """Validation of one set of weights.
 
     Attributes:
-        dice: mean Dice of the target class over cases that hold it; None without such a case.
+        dice: mean Dice of the target classes, as one, over cases that hold them; None without such
+            a case.
         n_defined: cases in that mean.
         n_missed: of these, cases of which no voxel was found.
         false_ml: mean volume marked in cases that do not hold the target; None without such a case.
@@ -50,7 +52,7 @@ def validate(
 
     Args:
         model: a `System`; left in the mode it was in.
-        source: gives the cases and the class that counts.
+        source: gives the cases and the classes that count.
         spec: the system's input.
         batch_size: pieces at a time.
         device: where `model` is.
@@ -64,7 +66,8 @@ def validate(
     mode = model.training
     model.eval()
     prepare = Augmentation(None, spec, seed=0, device=device)
-    target = spec.class_names.index(source.target_class)
+    targets = torch.zeros(len(spec.class_names), dtype=torch.bool, device=device)
+    targets[list(source.target_classes)] = True
     dice: list[float] = []
     missed, false_ml = 0, []
     losses: list[float] = []
@@ -74,7 +77,7 @@ def validate(
             model.train(mode)
             return None
         (overlap, predicted, true), loss = _count(
-            model, case, prepare, target, batch_size, spec.needs_liver, autocast, with_loss
+            model, case, prepare, targets, batch_size, spec.needs_liver, autocast, with_loss
         )
         losses.append(loss)
         pieces += len(case.pieces)
@@ -98,28 +101,29 @@ def _count(
     model: Any,
     case: ValidationCase,
     prepare: Augmentation,
-    target: int,
+    targets: Bool[Tensor, " k"],
     batch_size: int,
     inside_liver: bool,
     autocast: torch.autocast,
     with_loss: bool,
 ) -> tuple[tuple[int, int, int], float]:
-    """Voxels of the target (found, marked, true), and the sum of the loss over pieces."""
+    """Voxels of the targets (found, marked, true), and the sum of the loss over pieces."""
     totals = torch.zeros(3, dtype=torch.int64)
     loss = 0.0
     for first in range(0, len(case.pieces), batch_size):
         batch = prepare(*collate(case.pieces[first : first + batch_size]), [])
         with autocast:
             outputs = model(batch.image, batch.present)
-            targets = model.targets(batch) if with_loss else None
+            learned = model.targets(batch) if with_loss else None
         if with_loss:
             # As in a training step in float32, and a mean over the pieces of the batch.
-            loss += float(model.loss(outputs, targets)) * len(batch.label)
-        marked = model.decode(outputs).argmax(dim=1) == target
+            loss += float(model.loss(outputs, learned)) * len(batch.label)
+        marked = targets[model.decode(outputs).argmax(dim=1)]
         if inside_liver:
             marked &= batch.liver
-        marked &= batch.label >= 0
-        truth = batch.label == target
+        known = batch.label >= 0
+        marked &= known
+        truth = targets[batch.label.clamp(min=0)] & known
         totals += torch.stack([(marked & truth).sum(), marked.sum(), truth.sum()]).cpu()
     overlap, predicted, true = (int(v) for v in totals)
     return (overlap, predicted, true), loss

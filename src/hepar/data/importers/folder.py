@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hepar.data.importers.case import ImportedCase, Mask, RefusedCase, Role, Truth, phase_assumed
+from hepar.data.lesion_table import bad_lesions, read_lesion_types
 from hepar.errors import InputRefused
 from hepar.io.dicom_scan import scan_files, walk_files
 from hepar.io.nifti import is_nifti_name
 from hepar.io.phase_words import phase_of_text
 from hepar.io.refusal import refuse
-from hepar.io.spreadsheet import read_table
-from hepar.study import LESION_TYPES, Phase, reference_phase
+from hepar.study import Phase, reference_phase
 
 _KINDS: Mapping[str, str] = {
     **dict.fromkeys(("label", "labels", "seg", "segmentation", "truth", "gt"), "label"),
@@ -54,10 +54,11 @@ def find_cases(source: Path, work: Path) -> Iterator[ImportedCase | RefusedCase]
     folders = sorted(p for p in source.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         raise refuse("E_CASE_FILES", f"{source.name} holds no folder of a patient.", "prepare")
-    types = _lesion_types(source / "lesions.csv")
+    table = source / "lesions.csv"
+    types = read_lesion_types(table, "prepare") if table.is_file() else {}
     strangers = sorted(set(types) - {folder.name for folder in folders})
     if strangers:
-        raise _bad_lesions(f"there is no case {strangers[0]}")
+        raise bad_lesions(f"there is no case {strangers[0]}", "prepare")
     for folder in folders:
         try:
             yield _case(folder, types.get(folder.name, {}))
@@ -87,7 +88,9 @@ def _case(folder: Path, types: Mapping[int, str]) -> ImportedCase:
         )
     instances = own.pop("instances", None)
     if types and instances is None:
-        raise _bad_lesions(f"case {folder.name} has types of lesions but no instances.nii.gz")
+        raise bad_lesions(
+            f"case {folder.name} has types of lesions but no instances.nii.gz", "prepare"
+        )
     return ImportedCase(
         case_id=folder.name,
         patient_id=folder.name,
@@ -187,32 +190,3 @@ def _truth(masks: Mapping[str, Path], name: str, *, part: bool = False) -> Truth
 def _twice(folder: Path, one: Path, other: Path) -> None:
     text = f"{folder.name}: {one.name} and {other.name} are the same phase or mask."
     raise refuse("E_CASE_FILES", text, "prepare")
-
-
-def _lesion_types(path: Path) -> dict[str, dict[int, str]]:
-    """Types by case and lesion id; empty where there is no table."""
-    if not path.is_file():
-        return {}
-    try:
-        columns, rows = read_table(path)
-        if missing := [c for c in ("case_id", "lesion_id", "type") if c not in columns]:
-            raise ValueError(f"column {missing[0]} is missing")
-        found: dict[str, dict[int, str]] = {}
-        for line, row in enumerate(rows, start=2):
-            kind = row["type"].lower()
-            if kind not in LESION_TYPES:
-                raise ValueError(
-                    f"line {line}: {row['type']!r} is none of {', '.join(LESION_TYPES)}"
-                )
-            if not row["lesion_id"].isdigit():
-                raise ValueError(f"line {line}: lesion_id {row['lesion_id']!r} is no whole number")
-            found.setdefault(row["case_id"], {})[int(row["lesion_id"])] = kind
-    except ValueError as error:
-        raise _bad_lesions(str(error)) from None
-    return found
-
-
-def _bad_lesions(why: str) -> InputRefused:
-    return InputRefused(
-        "E_LESION_TABLE", "prepare", f"lesions.csv: {why}.", "Correct the table of lesions."
-    )

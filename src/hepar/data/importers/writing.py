@@ -12,6 +12,7 @@ import numpy as np
 from hepar.data.cohort import MASK_COLUMNS, PHASE_COLUMNS
 from hepar.data.importers.case import ImportedCase
 from hepar.data.importers.loading import LoadedCase
+from hepar.data.lesion_table import LESION_COLUMNS
 from hepar.errors import InputRefused
 from hepar.io.atomic import atomic_path
 from hepar.io.nifti import write_nifti
@@ -22,7 +23,6 @@ COLUMNS = (
     *("case_id", "patient_id", *PHASE_COLUMNS.values(), "reference", *MASK_COLUMNS, "ignore"),
     *("split", "fold", "tumor_free", "alignment"),
 )
-LESION_COLUMNS = ("case_id", "lesion_id", "type")
 # What a table of patients may say of them; every other column of the cohort is found out.
 _SAYABLE = ("case_id", "patient_id", "split")
 

@@ -2,116 +2,40 @@
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import model_validator
 
-PhaseName = Literal["NC", "ART", "PV", "DL"]
-PHASES: tuple[PhaseName, ...] = ("NC", "ART", "PV", "DL")
-# A YAML list is a list: lax for the container alone, each member stays strict.
-Sequence = Field(strict=False)
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
-Sizes = Annotated[tuple[Count, Count, Count], Sequence]
-Window = Annotated[tuple[float, float], Sequence]
+from hepar.systems.planned_settings import PHASES, PlannedSettings, Positive
 
 
-class NnunetSettings(BaseModel):
+class NnunetSettings(PlannedSettings):
     """A plan of nnU-Net's, and its loss; the batch size belongs to the schedule.
 
     Attributes:
-        name: the system.
-        phases: ordered subset of NC, ART, PV, DL, each a channel of the input.
-        window_hu: (low, high), percentiles 0.5 and 99.5 of the foreground in HU, to which images
-            are clipped; one for all phases, or one for each.
-        mean_hu, std_hu: of the foreground, for the z-scores; likewise.
-        spacing_mm: working spacing (z, y, x); None works on the case's own.
-        patch: training patch and largest window at use, in voxels (z, y, x).
-        channels: of each level, finest first.
-        strides: from each level to the next, (z, y, x): one less than levels.
-        kernels: of each level, (z, y, x).
+        fusion: each phase is a channel of the input (`channels`), or the first level of the encoder
+            is a stem that takes any of them (LIDIA, Table 2): `hemis`, `convlstm`, `ifm`.
+        classes: background, liver and `tumor`; or, of tumor, one class for each of the `types` of
+            `study.LESION_TYPES`.
         deep_supervision: every level of the decoder but the coarsest is trained, with weights that
             halve from level to level and sum to 1.
+        coarsest_head: the coarsest level is trained too, with half the weight of the next finer.
         batch_dice: the Dice loss takes the batch for one volume; False takes the mean over samples.
         dice_smooth: added to numerator and denominator of each Dice, in voxels.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     name: Literal["nnunet"] = "nnunet"
-    phases: Annotated[tuple[PhaseName, ...], Sequence] = ("PV",)
-    window_hu: Window | Annotated[tuple[Window, ...], Sequence] = (-17.0, 201.0)
-    mean_hu: float | Annotated[tuple[float, ...], Sequence] = 99.4
-    std_hu: Positive | Annotated[tuple[Positive, ...], Sequence] = 39.36
-    spacing_mm: Annotated[tuple[Positive, Positive, Positive], Sequence] | None = (1.0, 0.77, 0.77)
-    patch: Sizes = (128, 128, 128)
-    channels: Annotated[tuple[Count, ...], Sequence, Field(min_length=2)] = (
-        *(32, 64, 128, 256, 320, 320),
-    )
-    strides: Annotated[tuple[Sizes, ...], Sequence] = ((2, 2, 2),) * 5
-    kernels: Annotated[tuple[Sizes, ...], Sequence] = ((3, 3, 3),) * 6
+    fusion: Literal["channels", "hemis", "convlstm", "ifm"] = "channels"
+    classes: Literal["tumor", "types"] = "tumor"
     deep_supervision: bool = True
+    coarsest_head: bool = False
     batch_dice: bool = False
     dice_smooth: Positive = 1e-5
 
-    @property
-    def windows_hu(self) -> tuple[tuple[float, float], ...]:
-        """(low, high) of each phase."""
-        first = self.window_hu[0]
-        if isinstance(first, tuple):
-            return self.window_hu  # type: ignore[return-value]
-        return (self.window_hu,) * len(self.phases)  # type: ignore[return-value]
-
-    @property
-    def means_hu(self) -> tuple[float, ...]:
-        """Mean of each phase."""
-        given = self.mean_hu
-        return given if isinstance(given, tuple) else (given,) * len(self.phases)
-
-    @property
-    def stds_hu(self) -> tuple[float, ...]:
-        """Standard deviation of each phase."""
-        given = self.std_hu
-        return given if isinstance(given, tuple) else (given,) * len(self.phases)
-
-    @property
-    def divisor(self) -> tuple[int, int, int]:
-        """Patch sizes are multiples of this, (z, y, x)."""
-        z, y, x = (math.prod(step[axis] for step in self.strides) for axis in range(3))
-        return z, y, x
-
     @model_validator(mode="after")
-    def _phases_agree(self) -> NnunetSettings:
-        ordered = tuple(phase for phase in PHASES if phase in self.phases)
-        if not self.phases or self.phases != ordered:
-            raise ValueError(f"phases must be an ordered subset of {PHASES}, got {self.phases}")
-        if not self.window_hu:
-            raise ValueError("window_hu is empty")
-        for name, found in (
-            ("window_hu", self.windows_hu),
-            ("mean_hu", self.means_hu),
-            ("std_hu", self.stds_hu),
-        ):
-            if len(found) != len(self.phases):
-                raise ValueError(f"{name} has {len(found)} entries for {len(self.phases)} phases")
-        for low, high in self.windows_hu:
-            if low >= high:
-                raise ValueError(f"window_hu: {low} is not below {high}")
-        return self
-
-    @model_validator(mode="after")
-    def _levels_agree(self) -> NnunetSettings:
-        levels = len(self.channels)
-        if len(self.strides) != levels - 1 or len(self.kernels) != levels:
-            raise ValueError(
-                f"{levels} channels need {levels - 1} strides and {levels} kernels, got "
-                f"{len(self.strides)} and {len(self.kernels)}"
-            )
-        if any(size % 2 == 0 for kernel in self.kernels for size in kernel):
-            raise ValueError(f"kernels must be odd, got {self.kernels}")
-        if any(n % d for n, d in zip(self.patch, self.divisor, strict=True)):
-            raise ValueError(f"patch {self.patch} must be multiples of {self.divisor}")
+    def _coarsest_is_supervised(self) -> NnunetSettings:
+        if self.coarsest_head and not self.deep_supervision:
+            raise ValueError("coarsest_head needs deep_supervision")
         return self
 
     @classmethod
@@ -129,6 +53,16 @@ class NnunetSettings(BaseModel):
 # tutorial of a dynamic U-Net, which follows nnU-Net (1 x 0.77 x 0.77 mm, 128 cubed, -17 to 201,
 # 99.40, 39.36); nnU-Net's own supplement was not at hand.
 _LOWRES: dict[str, object] = {"spacing_mm": (2.47, 1.9, 1.9)}
+# LIDIA's Table 2 has no setting but nnU-Net's. Spacing, patch and intensities are those of
+# `lidia/settings.py`; a head at every level of the decoder is nnU-Net's own.
+_LIDIA: dict[str, object] = {
+    **_LOWRES,
+    "phases": ("NC", "ART", "PV"),
+    "patch": (64, 128, 128),
+    "classes": "types",
+    "coarsest_head": True,
+}
+_ALL_PHASES: dict[str, object] = {**_LIDIA, "phases": PHASES}
 PRESETS: dict[str, dict[str, object]] = {
     # A cascade ends here, so that nnU-Net's Dice is of the batch.
     "lits_3d_fullres": {"batch_dice": True},
@@ -152,4 +86,10 @@ PRESETS: dict[str, dict[str, object]] = {
         "strides": ((2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2)),
         "kernels": ((3, 3, 3),) * 5,
     },
+    # LIDIA, Table 1, and Table 2 without the delayed phase.
+    "lidia": _LIDIA,
+    # The other rows of Table 2, with it where a patient has it.
+    "lidia_hemis": {**_ALL_PHASES, "fusion": "hemis"},
+    "lidia_convlstm": {**_ALL_PHASES, "fusion": "convlstm"},
+    "lidia_ifm": {**_ALL_PHASES, "fusion": "ifm"},
 }

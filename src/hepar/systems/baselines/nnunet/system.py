@@ -6,18 +6,21 @@ Table 5, and LIDIA.
 
 | nnU-Net | code | shape |
 |---|---|---|
-| z-scores of clipped HU | `z_scores` | b, p, z, y, x |
+| z-scores of clipped HU | `z_scores` | b, p, 1, z, y, x |
+| first level, of any phases | `stem` (`lidia/iterative_fusion.py`) | b, C_0, z, y, x |
 | features of each level of the decoder | `trunk` (`networks/unet3d.py`) | b, C_i, size / strides |
-| logits of level i | `forward`, `heads` | b, 3, size / strides |
+| logits of level i | `forward`, `heads` | b, K, size / strides |
 | loss | `loss`: sum of w_i (CE + Dice), w_i = 1/2^i, normalized, the coarsest dropped | |
 
 Several phases are channels of the input (early concatenation), so that none may be absent:
-`E_PHASES_REQUIRED`.
+`E_PHASES_REQUIRED`. LIDIA's Table 2 compares fusions on it, whose stem takes the place of the first
+level and any phases. Of LIDIA each type of lesion is a class.
 
-Differs from nnU-Net: the coarsest level of the decoder, which has weight 0 there, has no head here;
-1 is added to the Dice loss. The image arrives clipped and scaled to [0, 1] by the widest window of
-the phases, is clipped to each phase's own, and is turned into z-scores here: augmentation comes
-before, not after, and changes [0, 1]. Cases are never resampled to slices thinner than their own.
+Differs from nnU-Net: the coarsest level of the decoder, which has weight 0 there, has no head here,
+or one that is trained (`coarsest_head`): LIDIA's parameters count it, and none is idle here. 1 is
+added to the Dice loss. The image arrives clipped and scaled to [0, 1] by the widest window of the
+phases, is clipped to each phase's own, and is turned into z-scores here: augmentation comes before,
+not after, and changes [0, 1]. Cases are never resampled to slices thinner than their own.
 Batch, optimizer, over-sampling of foreground, augmentation and the blending of windows are the
 recipe's. No ensemble, no mirroring at use, no removal of all but the largest component.
 """
@@ -33,10 +36,16 @@ from torch import Tensor, nn
 from hepar.losses import cross_entropy, soft_dice
 from hepar.networks.blocks import parameters_of
 from hepar.networks.unet3d import PyramidUNet3d
+from hepar.study import LESION_TYPES
 from hepar.systems.base import Batch, InputSpec
 from hepar.systems.baselines.nnunet.settings import NnunetSettings
+from hepar.systems.lidia.iterative_fusion import build_stem
+from hepar.systems.z_scores import ZScores
 
-CLASSES = ("background", "liver", "tumor")
+CLASSES = {
+    "tumor": ("background", "liver", "tumor"),
+    "types": ("background", *LESION_TYPES, "liver"),
+}
 Pyramid = list[Float[Tensor, "b k _ _ _"]]
 
 
@@ -50,63 +59,50 @@ class Nnunet(nn.Module):
         weights: of the loss at each supervised level, finest first.
     """
 
-    low: Tensor
-    high: Tensor
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, settings: NnunetSettings) -> None:
         super().__init__()
         self.settings = settings
-        lows, highs = zip(*settings.windows_hu, strict=True)
-        self.window_hu = (min(lows), max(highs))
+        classes = CLASSES[settings.classes]
+        self.stem: nn.Module | None = None
+        if settings.fusion != "channels":
+            self.stem = build_stem(
+                settings.fusion,
+                len(settings.phases),
+                settings.channels[0],
+                kernel=settings.kernels[0],
+            )
         self.input_spec = InputSpec(
             dims=3,
             phases=settings.phases,
-            class_names=CLASSES,
-            windows_hu=(self.window_hu,),
+            class_names=classes,
+            windows_hu=(settings.widest_window_hu,),
             slice_offsets_mm=(0.0,),
             spacing_mm=settings.spacing_mm,
             patch=settings.patch,
             stride=max(settings.divisor),
             needs_liver=False,
-            needs_all_phases=True,
+            needs_all_phases=self.stem is None,
             window=settings.patch,
             whole_windows=True,
             axis_strides=settings.divisor,
         )
-        for name, values in (
-            ("low", lows),
-            ("high", highs),
-            ("mean", settings.means_hu),
-            ("std", settings.stds_hu),
-        ):
-            # Known from the settings: not among the weights.
-            self.register_buffer(name, torch.tensor(values), persistent=False)
+        self.z_scores = ZScores(settings)
         self.trunk = PyramidUNet3d(
-            len(settings.phases),
+            len(settings.phases) if self.stem is None else None,
             settings.channels,
             norm="instance",
             down="strided",
             strides=settings.strides,
             kernels=settings.kernels,
         )
-        self.weights = level_weights(len(self.trunk.widths) if settings.deep_supervision else 1)
+        levels = len(self.trunk.widths) if settings.deep_supervision else 1
+        self.weights = level_weights(levels, coarsest=settings.coarsest_head)
         widths = self.trunk.widths[: len(self.weights)]
-        heads = [nn.Conv3d(width, len(CLASSES), 1) for width in widths]
+        heads = [nn.Conv3d(width, len(classes), 1) for width in widths]
         for head in heads:
             nn.init.kaiming_normal_(head.weight, a=0.01)
             nn.init.zeros_(head.bias)  # type: ignore[arg-type]
         self.heads = nn.ModuleList(heads)
-
-    def z_scores(self, image: Float[Tensor, "b p 1 z y x"]) -> Float[Tensor, "b p z y x"]:
-        """From windows in [0, 1] to z-scores of HU clipped to each phase's window."""
-        widest_low, widest_high = self.window_hu
-        hu = image.squeeze(2) * (widest_high - widest_low) + widest_low
-        low, high, mean, std = (
-            values.view(-1, 1, 1, 1) for values in (self.low, self.high, self.mean, self.std)
-        )
-        return (hu.clamp(low, high) - mean) / std
 
     def targets(self, batch: Batch) -> list[Int[Tensor, "b _ _ _"]]:
         """The label at each supervised level; of 2 voxels along an axis the second is taken."""
@@ -123,7 +119,7 @@ class Nnunet(nn.Module):
 
         Raises:
             ValueError: wrong shapes, a spatial size that is not a multiple of the strides, or a
-                sample that lacks a phase.
+                sample that lacks a phase, without a stem, or all of them.
         """
         phases = self.settings.phases
         if image.shape[1] != len(phases) or present.shape != image.shape[:2]:
@@ -131,10 +127,14 @@ class Nnunet(nn.Module):
                 f"expected {len(phases)} phases {phases}, got an image of "
                 f"{tuple(image.shape)} and presence of {tuple(present.shape)}"
             )
+        scores = self.z_scores(image)
+        if self.stem is not None:
+            features = self.trunk(self.stem(scores, present))
         # Read once as Python values: one synchronization a forward pass, constants when traced.
-        if not all(all(row) for row in present.tolist()):
+        elif all(all(row) for row in present.tolist()):
+            features = self.trunk(scores.squeeze(2))
+        else:
             raise ValueError(f"this network needs all of {phases}")
-        features = self.trunk(self.z_scores(image))
         return [head(x) for head, x in zip(self.heads, features, strict=False)]
 
     def loss(
@@ -161,15 +161,16 @@ class Nnunet(nn.Module):
         return outputs[0].float().softmax(dim=1)
 
 
-def level_weights(levels: int) -> tuple[float, ...]:
-    """1/2^i of each level but the coarsest, summing to 1; of a level alone it is 1."""
-    raw = [0.5**level for level in range(max(1, levels - 1))]
+def level_weights(levels: int, *, coarsest: bool = False) -> tuple[float, ...]:
+    """1/2^i of each level, the coarsest too or not, summing to 1; of a level alone it is 1."""
+    raw = [0.5**level for level in range(levels if coarsest else max(1, levels - 1))]
     return tuple(weight / sum(raw) for weight in raw)
 
 
 def module_parameters(model: Nnunet) -> dict[str, int]:
     """Parameters of each part."""
-    parts = {
+    parts: dict[str, nn.Module | None] = {
+        "stem": model.stem,
         "encoder": model.trunk.encoder,
         "decoder": model.trunk.decoder,
         "heads": model.heads,
