@@ -6,20 +6,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from aligned_cases import aligned_study, ellipsoid
 from fake_systems import PaintedTypes
 from hepar.errors import InputRefused
 from hepar.geometry import Grid
-from hepar.infer.bundle import Model
-from hepar.infer.calibrate import fit_types, temper_types
-from hepar.infer.lesion_map import type_chances, type_means
+from hepar.infer.bundle import Model, export_part, write_bundle
+from hepar.infer.calibrate import TumorCalibration, fit_types, temper_types
+from hepar.infer.lesion_map import lesions_from_types, type_chances, type_means
 from hepar.preprocess import liver_box
+from hepar.recipe import parse_recipe
 from hepar.render.page import evidence, headline, render_page
 from hepar.stages.diagnose import NOT_SURE, TUMOR_FREE, diagnose
 from hepar.stages.report import compose
-from hepar.stages.tumor import find_lesions
+from hepar.stages.tumor import find_lesions, look, with_outline
 from hepar.study import LESION_TYPES, Diagnosis, Findings, LesionMap, LiverCase, PhaseReading
+from hepar.systems import table
 
 SPACING = (3.0, 2.0, 2.0)
 GRID = Grid.axial((28, 64, 64), SPACING)
@@ -186,3 +189,43 @@ def test_closed_form_evidence_in_words_gives_a_shared_reason_once():
         "Rim arterial hyperenhancement",
         "Peripheral nodular enhancement",
     )
+
+
+def test_property_a_bundle_of_lidia_goes_the_whole_way(tmp_path):
+    """Untrained weights: what they see is nothing, but every stage takes it."""
+    torch.manual_seed(0)
+    levels = {
+        "channels": (4, 6, 8, 8),
+        "strides": ((1, 2, 2), (2, 2, 2), (2, 2, 2)),
+        "kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
+        "memory_levels": (3, 2, 1),
+    }
+    queries = {"queries": 8, "width": 12, "heads": 2, "feedforward": 16, "contrast_width": 6}
+    seen_at = {"spacing_mm": SPACING, "patch": (16, 64, 64)}
+    recipe = parse_recipe(
+        {
+            "name": "lidia-tiny",
+            "system": {"name": "lidia", **seen_at, **levels, **queries},
+            "data": {"kind": "cohort", "path": "cohort.csv"},
+            "schedule": {"steps": 1},
+        }
+    )
+    calibration = {"threshold": 0.05, "type_temperature": 2.0, "type_threshold": 0.4}
+    state = table.build(recipe.system).state_dict()
+    export_part(recipe, state, calibration, tmp_path / "part")
+    parts = {"tumor": tmp_path / "part"}
+    model = write_bundle(tmp_path / "lidia", parts, name="lidia", version="1").model("tumor")
+    case = patient((HCC, (0, 0, 0), 14.0), radii_mm=(40.4, 62.0, 62.0))
+    seen = look(case, model)
+    assert seen.types is not None
+    assert (seen.types.dtype, seen.types.shape) == (np.float16, (10, *case.box.shape))
+    np.testing.assert_allclose(seen.types[1:9].sum(0, dtype=np.float32), seen.tumor, atol=4e-3)
+    liver = with_outline(case, seen)
+    point = TumorCalibration.model_validate(dict(model.calibration))
+    lesions = lesions_from_types(liver, seen.types, seen.tumor, point)
+    assert lesions.types is not None
+    assert (lesions.types.temperature, lesions.types.threshold) == (2.0, 0.4)
+    assert len(lesions.types.lesions) == len(lesions.lesions)
+    diagnosis = diagnose(liver, lesions, None)
+    assert set(diagnosis.patient) == {TUMOR_FREE, *LESION_TYPES}
+    assert report(liver, lesions, diagnosis)[0].diagnosis.method == "network"
