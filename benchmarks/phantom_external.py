@@ -40,13 +40,14 @@ from hepar.evaluate.statistics import compare
 from hepar.evaluate.summary import summarize
 from hepar.infer.bundle import Bundle, default_bundle_path, load_bundle
 from hepar.infer.calibrate import TumorCalibration
+from hepar.infer.lesion_map import lesions_from_probability
 from hepar.infer.tiling import Tiling
 from hepar.phantom.anatomy import Anatomy
 from hepar.phantom.tissue import LIVER_TISSUES, Tissue
 from hepar.phantom.version import NAME, fingerprint
 from hepar.release import PhantomCase, aligned_phases
 from hepar.stages.liver import find_liver
-from hepar.stages.tumor import find_lesions, lesions_from_probability, look, with_outline
+from hepar.stages.tumor import find_lesions, look, with_outline
 from hepar.study import PHASE_ORDER, AlignedStudy, LiverCase, Phase, Volume
 from hepar.systems.baselines.hu_threshold import HuThresholdSettings
 

@@ -29,6 +29,7 @@ from hepar.evaluate.summary import summarize
 from hepar.geometry import Box, Grid
 from hepar.infer.bundle import load_bundle
 from hepar.infer.calibrate import TumorCalibration
+from hepar.infer.lesion_map import lesions_from_probability
 from hepar.phantom.anatomy import PART_COUNT, label_map
 from hepar.phantom.enhancement import Contrast, draw_time_s, tissue_hu
 from hepar.phantom.lesion_enhancement import SHIFTS, lesion_hu
@@ -38,7 +39,7 @@ from hepar.phantom.population import POPULATIONS
 from hepar.phantom.tissue import Tissue
 from hepar.preprocess import liver_box
 from hepar.release import aligned_phases
-from hepar.stages.tumor import find_lesions, lesions_from_probability, look
+from hepar.stages.tumor import find_lesions, look
 from hepar.study import LiverCase, Phase, Volume
 from hepar.systems.baselines.hu_threshold import HuThresholdSettings
 from phantom_real import SERIES, open_real

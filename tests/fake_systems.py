@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from hepar.study import LESION_TYPES
 from hepar.systems.base import Batch, InputSpec
 
 
@@ -70,3 +71,27 @@ class Echo(nn.Module):
 
     def decode(self, outputs: torch.Tensor) -> torch.Tensor:
         return torch.stack([1 - outputs, outputs], dim=1)
+
+
+TYPED_CLASSES = ("background", *LESION_TYPES, "liver")
+
+
+class PaintedTypes(Echo):
+    """A typed system whose map is painted in HU: 10 k + m is class k, by m tenths class k + 1.
+
+    The window is [0, 100] HU, so 0 is background, 10 `hcc`, 14 six tenths of it and four of `icc`,
+    and 90 liver.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(spec_3d(class_names=TYPED_CLASSES))
+
+    def decode(self, outputs: torch.Tensor) -> torch.Tensor:
+        tens = (outputs.clamp(0, 1) * 10).clamp(max=9)
+        first = tens.floor().long()
+        share = (tens - first).unsqueeze(1)
+        last = len(TYPED_CLASSES) - 1
+        planes = torch.arange(last + 1).reshape(1, -1, *(1 for _ in outputs.shape[1:]))
+        here = (planes == first.unsqueeze(1)).float()
+        above = (planes == (first + 1).clamp(max=last).unsqueeze(1)).float()
+        return (1 - share) * here + share * above

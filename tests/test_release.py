@@ -6,11 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hepar import release
+from hepar.geometry import Box, Grid
+from hepar.infer.bundle import Model
 from hepar.phantom.anatomy import anatomy
 from hepar.recipe import load_recipe
-from hepar.study import LESION_TYPES, PHASE_ORDER, Phase
+from hepar.stages.tumor import Evidence
+from hepar.study import LESION_TYPES, PHASE_ORDER, LiverCase, Phase, Volume
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -68,3 +72,37 @@ def test_closed_form_a_shipped_recipe_names_anatomies_without_their_folders():
         RECIPES / "tumor" / "multiphase.yaml", ["data.anatomies=[/home/me/secret/one]"]
     )
     assert release._without_paths(shapes).data.anatomies == (Path("one"),)
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_closed_form_types_are_calibrated_on_what_was_marked_of_true_lesions(monkeypatch, typed):
+    """Both lesions are right each time, so the temperature goes to its least, and one is missed."""
+    grid = Grid.axial((6, 16, 16), (3.0, 2.0, 2.0))
+    instances = np.zeros(grid.shape, dtype=np.uint8)
+    instances[1:4, 2:6, 2:6], instances[1:4, 9:13, 9:13], instances[5, :2, :2] = 1, 2, 3
+    types = np.zeros((10, *grid.shape), dtype=np.float16)
+    types[-1] = 1.0
+    for number, shares in ((1, {"hcc": 0.5, "icc": 0.3}), (2, {"cyst": 0.6, "other": 0.3})):
+        types[:, instances == number] = 0
+        for name, share in shares.items():
+            types[1 + LESION_TYPES.index(name), instances == number] = share
+    tumor = types[1:-1].sum(axis=0, dtype=np.float32)
+    volumes = {phase: Volume(np.zeros(grid.shape, np.int16), grid) for phase in PHASE_ORDER}
+    named = {1: "hcc", 2: "cyst", 3: "fnh"}
+    aligned = release.aligned_phases(volumes)
+    case = release.PhantomCase(aligned, (instances > 0).astype(np.uint8), instances, named)
+    liver = LiverCase(aligned, np.ones(grid.shape, dtype=bool), Box.full(grid.shape), 1.0)
+    seen = Evidence(tumor, None, types=types if typed else None)
+    monkeypatch.setattr(release, "phantom_case", lambda seed: case)
+    monkeypatch.setattr(release, "find_liver", lambda aligned, model, tiling: liver)
+    monkeypatch.setattr(release, "look", lambda case, model, tiling: seen)
+    model = Model("tumor", torch.nn.Identity())
+    found = release.calibrate_tumor(
+        model, model, patients=2, device="cpu", progress=lambda message: None
+    )
+    if typed:
+        assert found["type_temperature"] == pytest.approx(0.1, rel=0.01)
+        odds = (0.5 / 0.3) ** 10
+        assert found["type_threshold"] == pytest.approx(odds / (1 + odds), rel=1e-2)
+    else:
+        assert (found["type_temperature"], found["type_threshold"]) == (1.0, 0.5)

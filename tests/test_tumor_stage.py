@@ -29,11 +29,12 @@ from hepar.infer.calibrate import (
     sweep_case,
     temper,
 )
+from hepar.infer.lesion_map import lesions_from_probability
 from hepar.infer.measure import feret_axes_mm, lesion_core, liver_hu
 from hepar.infer.refine import refined_liver
 from hepar.infer.tiling import Tiling
 from hepar.preprocess import liver_box
-from hepar.stages.tumor import find_lesions, lesions_from_probability
+from hepar.stages.tumor import find_lesions
 from hepar.study import LesionMap, LiverCase
 from hepar.systems.baselines.hu_threshold import HuThresholdSettings
 

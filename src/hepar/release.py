@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import tyro
@@ -27,7 +27,8 @@ from hepar.data.phantoms import MISALIGNMENT_MM, grid_of
 from hepar.errors import InputRefused
 from hepar.geometry import Box
 from hepar.infer.bundle import Bundle, Model, export_part, load_bundle, write_bundle
-from hepar.infer.calibrate import choose_operating_point, fit_confidence, sweep_case
+from hepar.infer.calibrate import choose_operating_point, fit_confidence, fit_types, sweep_case
+from hepar.infer.lesion_map import type_means
 from hepar.infer.measure import liver_hu, measure_lesion
 from hepar.infer.tiling import Tiling
 from hepar.phantom.anatomy import anatomy
@@ -38,6 +39,7 @@ from hepar.recipe_data import CohortData, OrganData, PhantomTumorData
 from hepar.stages.liver import find_liver
 from hepar.stages.tumor import look
 from hepar.study import (
+    LESION_TYPES,
     PHASE_ORDER,
     AlignedStudy,
     Phase,
@@ -47,6 +49,7 @@ from hepar.study import (
     Volume,
     reference_phase,
 )
+from hepar.systems.base import System
 from hepar.systems.baselines.enhancement_classifier import (
     calibrate,
     curve_features,
@@ -58,6 +61,8 @@ logger = logging.getLogger(__name__)
 # Far from every training bank, whose seeds start at 0 and at 500_000.
 CALIBRATION_SEED = 700_000
 CLASSIFIER_SEED = 710_000
+# A voxel of a true lesion whose types count when types are calibrated.
+MARKED = 0.5
 Progress = Callable[[str], None]
 
 
@@ -111,13 +116,16 @@ def calibrate_tumor(
 ) -> dict[str, Any]:
     """Threshold and smallest lesion with the best mean score over whole phantoms.
 
-    Every second patient lacks a random phase or more, because users' patients do.
+    Every second patient lacks a random phase or more, because users' patients do. Of a typed
+    system the types are calibrated too, on what it marks of the true lesions.
 
     Returns:
         The content of the tumor's `calibration.json`.
     """
     tiling = Tiling(device=device)
     sweeps = []
+    weights: list[np.ndarray] = []
+    kinds: list[int] = []
     for index in range(patients):
         seed = CALIBRATION_SEED + index
         progress(f"calibrate on phantom {index + 1} of {patients}")
@@ -126,14 +134,24 @@ def calibrate_tumor(
             case = case.only(_some_phases(seed))
         try:
             found = find_liver(case.aligned, liver, tiling=tiling)
-            probability = look(found, tumor, tiling=tiling).tumor
+            seen = look(found, tumor, tiling=tiling)
         except InputRefused as refusal:
             logger.warning("phantom %d: %s", seed, refusal)
             continue
         truth = case.instances[found.box.slices]
-        sweeps.append(sweep_case(probability, truth, case.aligned.grid.voxel_ml))
+        sweeps.append(sweep_case(seen.tumor, truth, case.aligned.grid.voxel_ml))
+        if seen.types is not None:
+            marked = np.where(seen.tumor >= MARKED, truth, 0).astype(np.uint16)
+            for number, row in enumerate(type_means(seen.types, marked), start=1):
+                if row.any():
+                    weights.append(row)
+                    kinds.append(LESION_TYPES.index(case.types[number]))
     chosen, score = choose_operating_point(sweeps)
-    chosen = chosen.model_copy(update={"confidence": fit_confidence(sweeps, chosen)})
+    update: dict[str, Any] = {"confidence": fit_confidence(sweeps, chosen)}
+    if weights:
+        fitted = fit_types(np.stack(weights), np.array(kinds))
+        update |= zip(("type_temperature", "type_threshold"), fitted, strict=True)
+    chosen = chosen.model_copy(update=update)
     logger.info("operating point %s, score %.3f", chosen, score)
     return chosen.model_dump()
 
@@ -205,7 +223,7 @@ def release(
         version: of the weights.
         card: text of the model card.
         calibration_patients: whole phantoms for the tumor's operating point.
-        classifier_patients: phantoms for the lesion classifier.
+        classifier_patients: phantoms for the lesion classifier, which a typed system replaces.
         classifier: safetensors of a classifier that was fitted before, instead.
         device: torch device.
         progress: told what is being done.
@@ -229,12 +247,15 @@ def release(
             progress=progress,
         )
         export_run(tumor_run, parts["tumor"], calibration)
-        parts["diagnose"].mkdir()
-        weights = parts["diagnose"] / "weights.safetensors"
-        if classifier is None:
-            save_file(train_classifier(classifier_patients, progress), weights)
+        if cast(System, draft.model("tumor").system).input_spec.typed:
+            del parts["diagnose"]
         else:
-            shutil.copyfile(classifier, weights)
+            parts["diagnose"].mkdir()
+            weights = parts["diagnose"] / "weights.safetensors"
+            if classifier is None:
+                save_file(train_classifier(classifier_patients, progress), weights)
+            else:
+                shutil.copyfile(classifier, weights)
         write_bundle(out, parts, name=out.name, version=version, card=card)
     return load_bundle(out)
 

@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from hepar.geometry import Box, Grid, Lattice
+from hepar.lesion_evidence import ImagingFeature, Record, TypeEvidence
 
 
 class Phase(StrEnum):
@@ -80,8 +81,7 @@ class SeriesVerdict:
     Attributes:
         series_id: short id, unique in the study.
         source: file or folder name, never an absolute path.
-        status: `usable`, `repaired` (used after a lossless repair), `unused` (of no use here, e.g.
-            a localizer) or `refused` (unsafe).
+        status: `usable`, `repaired` (without loss), `unused` (e.g. a localizer) or `refused`.
         reason: one sentence.
         code: error or warning code, if any.
         description: SeriesDescription or file name.
@@ -211,18 +211,17 @@ class RegistrationRecord:
     """How one phase came onto the reference grid.
 
     Attributes:
-        phase: the phase that was moved.
+        phase: that was moved.
         method: `reference`, `identity`, `rigid`, `affine`, `convexadam` or `rejected`; with
             `+liver` where the liver was then followed alone.
-        similarity_before: similarity to the reference by world coordinates alone.
-        similarity_after: similarity after the method; higher is better.
+        similarity_before, similarity_after: similarity to the reference by world coordinates
+            alone, and after the method; higher is better.
         mean_displacement_mm: over the body.
         folding_fraction: share of the body where the map folds.
         coverage: share of the reference body inside the phase's field of view.
         reason: one sentence.
-        liver_overlap_before: Dice of the coarse livers of both scans by world coordinates, where
+        liver_overlap_before, liver_overlap_after: Dice of the coarse livers of both scans, where
             both see; None without a liver model.
-        liver_overlap_after: the same after the method.
         liver_coverage: share of the reference's liver inside the phase's field of view.
     """
 
@@ -288,16 +287,12 @@ class LiverCase:
     warnings: tuple[str, ...] = ()
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Lesion(_Record):
+class Lesion(Record):
     """One lesion in millimeters and HU.
 
     `hu` and `liver_hu` map a phase name to a mean (lesion) and a median (liver parenchyma).
     `wash_in_hu` is ART - NC; `washout_hu` is the fall of the contrast to the liver from ART to DL,
-    or to PV where DL is absent.
+    or to PV where DL is absent. `features` is empty where they were not looked for.
     """
 
     id: int
@@ -312,6 +307,7 @@ class Lesion(_Record):
     wash_in_hu: float | None = None
     washout_hu: float | None = None
     confidence: float
+    features: tuple[ImagingFeature, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -328,6 +324,7 @@ class LesionMap:
         uncertainty: `(z, y, x)` float32 on the liver box: the network's doubt, 1 - M_conf; None
             when it was not asked for, and for a method without probabilities.
         uncertainty_before: the same before the network refined its answer; None where it does not.
+        types: what a typed system saw of the types of the lesions; None from other systems.
     """
 
     probability: NDArray[np.float32]
@@ -338,9 +335,10 @@ class LesionMap:
     warnings: tuple[str, ...] = ()
     uncertainty: NDArray[np.float32] | None = None
     uncertainty_before: NDArray[np.float32] | None = None
+    types: TypeEvidence | None = None
 
 
-class LesionDiagnosis(_Record):
+class LesionDiagnosis(Record):
     """What one lesion probably is; `label` is `uncertain` when the classifier abstains."""
 
     lesion_id: int
@@ -350,14 +348,16 @@ class LesionDiagnosis(_Record):
     reason: str = ""
 
 
-class Diagnosis(_Record):
-    """What the lesions and the patient probably have."""
+class Diagnosis(Record):
+    """What the lesions and the patient probably have; `groups`: malignant and benign types."""
 
     lesions: tuple[LesionDiagnosis, ...]
     patient: dict[str, float]
+    groups: dict[str, float] = Field(default_factory=dict)
+    method: Literal["curve", "network"] = "curve"
 
 
-class PhaseFinding(_Record):
+class PhaseFinding(Record):
     """A phase as reported; see `PhaseReading`."""
 
     phase: str
@@ -365,11 +365,11 @@ class PhaseFinding(_Record):
     confidence: float
     reason: str
     uncertain: bool = False
-    organ_hu: dict[str, float] = {}
+    organ_hu: dict[str, float] = Field(default_factory=dict)
 
 
-class RegistrationFinding(_Record):
-    """A registration as reported."""
+class RegistrationFinding(Record):
+    """A registration as reported; see `RegistrationRecord`."""
 
     phase: str
     method: str
@@ -384,7 +384,7 @@ class RegistrationFinding(_Record):
     liver_coverage: float | None = None
 
 
-class Findings(_Record):
+class Findings(Record):
     """Everything `hepar segment` found: the content of `findings.json`."""
 
     schema_version: Literal["1"] = "1"

@@ -294,7 +294,8 @@ def write_bundle(
 def _check_fit(part: str, spec: InputSpec) -> None:
     """Refuse a system that does not know what its part is to find, or needs it to begin with."""
     problem = ""
-    if part not in spec.class_names:
+    finds = bool(spec.tumor_classes) if part == "tumor" else part in spec.class_names
+    if not finds:
         problem = f"it knows {', '.join(spec.class_names)} and no {part}"
     elif part == "liver" and (spec.needs_liver or spec.liver_crop is not None):
         problem = "it looks at a liver that another has found"

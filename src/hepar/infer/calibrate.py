@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Int, Integer
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from scipy import ndimage, optimize
+from scipy import ndimage, optimize, special
+
+from hepar.systems.baselines.enhancement_classifier import answering_threshold
 
 # A tumor-free patient with this much false tumor, or this many false lesions, scores one half.
 FALSE_ML_HALF, FALSE_LESIONS_HALF = 1.0, 1.0
@@ -36,6 +38,8 @@ class TumorCalibration(_Calibration):
         min_peak: lesions whose highest probability is lower are dropped, so that what is reported
             and how generously it is outlined are chosen apart.
         temperature: logits are divided by it before the threshold.
+        type_temperature: of a typed system: its types' log-probabilities are divided by it.
+        type_threshold: below this highest probability of a type a lesion is left unnamed.
         confidence: (a, b, c) of the chance that a reported lesion is real,
             `1 / (1 + exp(-(a + b logit(peak) + c ln(volume in ml))))`; None: not calibrated.
     """
@@ -44,6 +48,8 @@ class TumorCalibration(_Calibration):
     min_volume_ml: float = Field(default=0.1, ge=0.0)
     min_peak: float = Field(default=0.0, ge=0.0, le=1.0)
     temperature: float = Field(default=1.0, gt=0.0)
+    type_temperature: float = Field(default=1.0, gt=0.0)
+    type_threshold: float = Field(default=0.5, ge=0.0)
     confidence: tuple[float, float, float] | None = None
 
 
@@ -86,6 +92,41 @@ def fit_temperature(probability: Float[np.ndarray, " n"], truth: Bool[np.ndarray
 
     found = optimize.minimize_scalar(loss, bounds=(np.log(0.1), np.log(10.0)), method="bounded")
     return float(np.exp(found.x))
+
+
+def temper_types(weight: Float[np.ndarray, "n k"], temperature: float) -> Float[np.ndarray, "n k"]:
+    """Probabilities of k types in proportion to `weight ** (1 / temperature)` (Guo et al. 2017).
+
+    A row without any weight says nothing and gives every type the same.
+    """
+    logits = np.log(np.maximum(np.asarray(weight, dtype=np.float64), 1e-12)) / temperature
+    return np.asarray(special.softmax(logits, axis=1))
+
+
+def fit_types(
+    weight: Float[np.ndarray, "n k"], truth: Int[np.ndarray, " n"], precision: float = 0.9
+) -> tuple[float, float]:
+    """Temperature and threshold of the types of lesions, from lesions whose type is known.
+
+    The temperature minimizes the mean negative log-likelihood; the threshold answers for the most
+    lesions while at least `precision` of the answers are right, as that of the enhancement curve.
+
+    Args:
+        weight: mean probability of each type over each lesion.
+        truth: index of the type of each.
+        precision: share of the answers that must be right.
+    """
+    rows = np.arange(len(truth))
+
+    def loss(log_temperature: float) -> float:
+        chances = temper_types(weight, float(np.exp(log_temperature)))
+        return float(-np.log(np.maximum(chances[rows, truth], 1e-12)).mean())
+
+    found = optimize.minimize_scalar(loss, bounds=(np.log(0.1), np.log(10.0)), method="bounded")
+    temperature = float(np.exp(found.x))
+    chances = temper_types(weight, temperature)
+    right = chances.argmax(axis=1) == truth
+    return temperature, answering_threshold(chances.max(axis=1), right, precision)
 
 
 @dataclass(frozen=True)

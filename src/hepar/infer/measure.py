@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import edt
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt16
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import ConvexHull, distance
 
 from hepar.geometry import Box, Grid
+from hepar.infer.imaging_features import imaging_features
+from hepar.infer.lesion_regions import lesion_regions
+from hepar.infer.lesion_view import OUTSIDE_HU, LesionView
+from hepar.infer.liver_noise import liver_noise
 from hepar.study import Lesion
 
-# Darker voxels lie outside a phase's field of view (or in gas): they say nothing about a lesion.
-_OUTSIDE_HU = -900
 _PARENCHYMA_MARGIN_MM = 4.0
+_THIN = (slice(None), slice(None, None, 2), slice(None, None, 2))
 
 
 def feret_axes_mm(
@@ -81,17 +84,30 @@ def liver_hu(
         tumor: all lesions.
         grid: of all arrays.
     """
-    thin = (slice(None), slice(None, None, 2), slice(None, None, 2))
-    healthy = np.ascontiguousarray(liver[thin] & ~tumor[thin])
+    return parenchyma_hu(volumes, healthy_liver(liver, tumor, grid))
+
+
+def healthy_liver(
+    liver: Bool[np.ndarray, "z y x"], tumor: Bool[np.ndarray, "z y x"], grid: Grid
+) -> Bool[np.ndarray, "z h w"]:
+    """Liver away from lesions and border, on every second in-plane voxel of `grid`."""
+    healthy = np.ascontiguousarray(liver[_THIN] & ~tumor[_THIN])
     dz, dy, dx = grid.spacing_mm
     depth = edt.edt(healthy, anisotropy=(dz, 2 * dy, 2 * dx), black_border=False, parallel=2)
-    core = depth > _PARENCHYMA_MARGIN_MM
+    core = np.asarray(depth > _PARENCHYMA_MARGIN_MM)
     if core.sum() < 1000:
-        core = healthy if healthy.any() else liver[thin]
+        core = healthy if healthy.any() else liver[_THIN]
+    return core
+
+
+def parenchyma_hu(
+    volumes: Mapping[str, NDArray[np.int16]], core: Bool[np.ndarray, "z h w"]
+) -> dict[str, float]:
+    """`liver_hu` in what `healthy_liver` found."""
     found = {}
     for phase, volume in volumes.items():
-        values = volume[thin][core].astype(np.float32)
-        values = values[values > _OUTSIDE_HU]
+        values = volume[_THIN][core].astype(np.float32)
+        values = values[values > OUTSIDE_HU]
         if values.size == 0:
             continue
         center = np.median(values)
@@ -142,7 +158,7 @@ def measure_lesion(
     mean_hu, std_hu = {}, {}
     for phase, volume in volumes.items():
         values = volume[box.slices][core].astype(np.float64)
-        seen = values[values > _OUTSIDE_HU]
+        seen = values[values > OUTSIDE_HU]
         if seen.size >= max(1, values.size // 2):
             mean_hu[phase], std_hu[phase] = float(seen.mean()), float(seen.std())
     return Lesion(
@@ -159,6 +175,51 @@ def measure_lesion(
         washout_hu=_washout(mean_hu, parenchyma_hu),
         confidence=float(np.clip(probability[mask].mean(), 0.0, 1.0)),
     )
+
+
+def measure_lesions(
+    instances: UInt16[np.ndarray, "z y x"],
+    liver: Bool[np.ndarray, "z y x"],
+    grid: Grid,
+    volumes: Mapping[str, NDArray[np.int16]],
+    probability: Float[np.ndarray, "z y x"],
+    *,
+    misplaced: Sequence[str] = (),
+) -> tuple[Lesion, ...]:
+    """Measure the lesions of a liver, their imaging features included.
+
+    Args:
+        instances: 0, or the id of a lesion, from 1 on.
+        liver: the organ, tumors included.
+        grid: of all arrays.
+        volumes: HU by phase.
+        probability: of tumor.
+        misplaced: phases that no registration brought onto the grid. Their means are given as they
+            are; features, which look at rims and borders, leave them out.
+
+    Returns:
+        One lesion an id; `Lesion.box_zyx` counts voxels of `grid`.
+    """
+    tumor = instances > 0
+    core = healthy_liver(liver, tumor, grid)
+    parenchyma = parenchyma_hu(volumes, core)
+    placed = {phase: volume for phase, volume in volumes.items() if phase not in misplaced}
+    _, rows, columns = grid.shape
+    healthy = core.repeat(2, axis=1).repeat(2, axis=2)[:, :rows, :columns] & liver & ~tumor
+    noise = liver_noise(placed, healthy, grid) if tumor.any() else {}
+    found = []
+    for number, place in enumerate(ndimage.find_objects(instances), 1):
+        if place is None:
+            continue
+        box = Box(*(tuple(getattr(p, end) for p in place) for end in ("start", "stop")))
+        mask = instances[place] == number
+        lesion = measure_lesion(number, mask, box, grid, volumes, parenchyma, probability[place])
+        regions = lesion_regions(mask, box, liver, tumor, grid)
+        cut = {phase: volume[regions.box.slices] for phase, volume in placed.items()}
+        view = LesionView(regions, cut, parenchyma, noise, tuple(misplaced))
+        features = imaging_features(view, lesion.long_axis_mm)
+        found.append(lesion.model_copy(update={"features": features}))
+    return tuple(found)
 
 
 def _wash_in(hu: Mapping[str, float]) -> float | None:

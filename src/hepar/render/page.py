@@ -8,14 +8,29 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from hepar.render.curve import enhancement_curve
 from hepar.render.overlay import COLORS, WINDOW_HU
 from hepar.render.pictures import MAX_LESION_PICTURES, Figure
-from hepar.render.template import DASH, TYPE_NAMES, data, environment, split_warning
-from hepar.study import PHASE_ORDER, Findings, LesionDiagnosis, Phase, SeriesVerdict
+from hepar.render.template import (
+    DASH,
+    FEATURE_NAMES,
+    TYPE_NAMES,
+    data,
+    environment,
+    split_warning,
+)
+from hepar.study import (
+    PHASE_ORDER,
+    Findings,
+    Lesion,
+    LesionDiagnosis,
+    Phase,
+    SeriesVerdict,
+)
 
 # What base64 makes of it, and the page around it, stay below 3 MB.
 MAX_IMAGE_BYTES = 2_100_000
@@ -66,7 +81,10 @@ def render_page(
         methods=METHOD_NAMES,
         diagnoses=diagnoses,
         ranked={key: ranked(d.probabilities) for key, d in diagnoses.items()},
-        patient=ranked(findings.diagnosis.patient),
+        patient=_patient(findings),
+        groups=tuple(findings.diagnosis.groups.items()),
+        feature_names=FEATURE_NAMES,
+        evidence={lesion.id: evidence(lesion) for lesion in findings.lesions},
         curves={lesion.id: enhancement_curve(lesion) for lesion in findings.lesions},
         overview=[f for f in figures if f.lesion_id is None and f.panels == 1],
         doubt=[f for f in figures if f.lesion_id is None and f.panels > 1],
@@ -97,6 +115,43 @@ def ranked(probabilities: Mapping[str, float]) -> list[tuple[str, float]]:
     """Types worth mentioning, from the most probable down."""
     kept = [item for item in probabilities.items() if item[1] >= MENTIONED]
     return sorted(kept, key=lambda item: -item[1])
+
+
+def _patient(findings: Findings) -> list[tuple[str, float]]:
+    """What is said of the patient; without lesions none of them can be doubted."""
+    said = ranked(findings.diagnosis.patient)
+    return said if findings.lesions else [item for item in said if item[0] != "tumor-free"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The imaging features of a lesion as sentences.
+
+    Attributes:
+        present: names and reasons of those that are there.
+        absent: names of those that are not.
+        open: reasons why others cannot be assessed, each with their names.
+    """
+
+    present: tuple[tuple[str, str], ...]
+    absent: tuple[str, ...]
+    open: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def evidence(lesion: Lesion) -> Evidence:
+    """Sort what was measured by what it says; reasons that several share are given once."""
+    by_state: dict[str, list[tuple[str, str]]] = {"present": [], "absent": [], "not_assessable": []}
+    for feature in lesion.features:
+        name = FEATURE_NAMES.get(feature.name, feature.name)
+        by_state[feature.state].append((name, feature.reason))
+    reasons: dict[str, list[str]] = {}
+    for name, reason in by_state["not_assessable"]:
+        reasons.setdefault(reason, []).append(name)
+    return Evidence(
+        tuple(by_state["present"]),
+        tuple(name for name, _ in by_state["absent"]),
+        tuple((reason, tuple(names)) for reason, names in reasons.items()),
+    )
 
 
 def _probably(diagnosis: LesionDiagnosis | None) -> str:
@@ -145,5 +200,7 @@ def _percent_text(value: float) -> str:
 
 
 def _type_in_text(name: str) -> str:
+    if name == "other":
+        return "a rare type or none of the seven"
     shown = TYPE_NAMES.get(name, name)
     return shown if shown.isupper() else shown.lower()

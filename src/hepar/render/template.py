@@ -27,6 +27,18 @@ TYPE_NAMES = {
     "other": "Other",
     "uncertain": "Uncertain",
     "tumor-free": "No lesion",
+    "malignant": "A malignant type",
+    "benign": "A benign type",
+}
+FEATURE_NAMES = {
+    "size_10_mm": "At least 10 mm",
+    "nonrim_aphe": "Nonrim arterial hyperenhancement",
+    "washout": "Nonperipheral washout",
+    "capsule": "Enhancing capsule",
+    "rim_aphe": "Rim arterial hyperenhancement",
+    "peripheral_nodular": "Peripheral nodular enhancement",
+    "fluid": "Fluid attenuation",
+    "calcification": "Calcification",
 }
 
 

@@ -1,16 +1,20 @@
 """Stage 7: say what each lesion probably is, and what the patient probably has.
 
-It reads measurements only; no network runs here. Until a learned system fills the place, the
-enhancement curve decides, and the classifier abstains rather than guesses.
+No network runs here. Of a typed system the tumor stage hands over what its map says of each lesion
+and of the liver; for other systems the enhancement curve decides. Either abstains rather than
+guesses.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 
-from hepar.study import Diagnosis, LesionDiagnosis, LesionMap, LiverCase
+from hepar.evaluate.patient import group_scores
+from hepar.lesion_evidence import TypeEvidence
+from hepar.study import LESION_TYPES, Diagnosis, LesionDiagnosis, LesionMap, LiverCase
 from hepar.systems.baselines.enhancement_classifier import (
     UNCERTAIN,
     EnhancementClassifier,
@@ -21,25 +25,65 @@ from hepar.systems.baselines.enhancement_classifier import (
 logger = logging.getLogger(__name__)
 
 TUMOR_FREE = "tumor-free"
+NOT_SURE = "the network is not sure enough of any one type"
 
 
 def diagnose(
     case: LiverCase, lesions: LesionMap, classifier: EnhancementClassifier | None
 ) -> Diagnosis:
-    """Judge every lesion by its enhancement curve, and the patient by the lesions.
+    """Judge every lesion, and the patient.
 
     Args:
         case: the patient; only the phases that were acquired count.
-        lesions: measured lesions.
-        classifier: None when the model has none; every lesion is then `uncertain`.
+        lesions: measured lesions; their `types`, where a typed system found them, decide.
+        classifier: of the enhancement curve, for other systems; None when the model has none, and
+            every lesion is then `uncertain`.
 
     Returns:
-        A judgement for each lesion, and the patient's probabilities (`patient_probabilities`).
+        A judgement for each lesion, and the patient's probabilities: LiverMax of a typed system,
+        else `patient_probabilities`.
     """
+    if lesions.types is not None:
+        judged = by_network(lesions, lesions.types)
+        patient = {TUMOR_FREE: _tumor_free(lesions), **lesions.types.patient}
+    else:
+        judged = by_curve(case, lesions, classifier)
+        patient = patient_probabilities(lesions, judged)
+    logger.info("%d of %d lesions named", sum(not j.abstained for j in judged), len(judged))
+    return Diagnosis(
+        lesions=judged,
+        patient=patient,
+        groups=_groups(patient),
+        method="curve" if lesions.types is None else "network",
+    )
+
+
+def by_network(lesions: LesionMap, seen: TypeEvidence) -> tuple[LesionDiagnosis, ...]:
+    """Judge every lesion by what a typed system saw in its voxels."""
+    judged = []
+    for lesion, chances in zip(lesions.lesions, seen.lesions, strict=True):
+        best = max(chances, key=lambda name: chances[name])
+        unsure = chances[best] < seen.threshold
+        judged.append(
+            LesionDiagnosis(
+                lesion_id=lesion.id,
+                probabilities=dict(chances),
+                label=UNCERTAIN if unsure else best,
+                abstained=unsure,
+                reason=NOT_SURE if unsure else "",
+            )
+        )
+    return tuple(judged)
+
+
+def by_curve(
+    case: LiverCase, lesions: LesionMap, classifier: EnhancementClassifier | None
+) -> tuple[LesionDiagnosis, ...]:
+    """Judge every lesion by its enhancement curve."""
     found = lesions.lesions
     if classifier is None:
         reason = "this model has no classifier of lesions"
-        judged = tuple(
+        return tuple(
             LesionDiagnosis(
                 lesion_id=lesion.id,
                 probabilities={},
@@ -49,7 +93,6 @@ def diagnose(
             )
             for lesion in found
         )
-        return Diagnosis(lesions=judged, patient=patient_probabilities(lesions, judged))
     acquired = {str(phase) for phase in case.aligned.volumes}
     rows = [
         curve_features(
@@ -60,7 +103,7 @@ def diagnose(
         for lesion in found
     ]
     features = np.stack(rows) if rows else np.empty((0, len(classifier.phases), 2))
-    judged = tuple(
+    return tuple(
         LesionDiagnosis(
             lesion_id=lesion.id,
             probabilities=judgement.probabilities,
@@ -70,8 +113,6 @@ def diagnose(
         )
         for lesion, judgement in zip(found, judge(classifier, features), strict=True)
     )
-    logger.info("%d of %d lesions named", sum(not j.abstained for j in judged), len(judged))
-    return Diagnosis(lesions=judged, patient=patient_probabilities(lesions, judged))
 
 
 def patient_probabilities(
@@ -86,10 +127,19 @@ def patient_probabilities(
     made on them, are anything but independent: ten lesions at 0.1 each must not add up to 0.65.
     The entries are therefore separate statements and do not sum to 1.
     """
-    patient = {TUMOR_FREE: 1.0}
+    patient = {TUMOR_FREE: _tumor_free(lesions)}
     for lesion, judgement in zip(lesions.lesions, judged, strict=True):
-        patient[TUMOR_FREE] = min(patient[TUMOR_FREE], 1.0 - lesion.confidence)
         named = {UNCERTAIN: 1.0} if judgement.abstained else judgement.probabilities
         for name, chance in named.items():
             patient[name] = max(patient.get(name, 0.0), lesion.confidence * chance)
     return patient
+
+
+def _tumor_free(lesions: LesionMap) -> float:
+    """The probability that even the surest lesion is not real."""
+    return 1.0 - max((lesion.confidence for lesion in lesions.lesions), default=0.0)
+
+
+def _groups(patient: Mapping[str, float]) -> dict[str, float]:
+    """Of malignant and benign types, the most probable one counts; `other` is in neither group."""
+    return group_scores({name: patient.get(name, 0.0) for name in LESION_TYPES}, "max")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from hepar.geometry import Array, Box, Grid, Lattice, uncanonical
 from hepar.io.ingest import ingest
 from hepar.io.nifti import write_nifti
+from hepar.lesion_evidence import FEATURES
 from hepar.provenance import Provenance, sha256_file
 from hepar.render.page import render_page
 from hepar.render.pictures import Figure, report_figures
@@ -165,6 +166,7 @@ def write_lesion_csv(findings: Findings, path: Path) -> None:
         row |= {"wash_in_hu": lesion.wash_in_hu, "washout_hu": lesion.washout_hu}
         chances = diagnosis.probabilities if diagnosis else {}
         row |= {f"p_{kind}": chances.get(kind) for kind in LESION_TYPES}
+        row |= {f"feature_{feature.name}": feature.state for feature in lesion.features}
         row["reason"] = diagnosis.reason if diagnosis else None
         rows.append(row)
     with path.open("w", encoding="utf-8", newline="") as stream:
@@ -181,6 +183,7 @@ CSV_COLUMNS = (
     *(f"{name}_{phase}" for name in ("hu", "hu_std", "liver_hu") for phase in PHASE_ORDER),
     *("wash_in_hu", "washout_hu"),
     *(f"p_{kind}" for kind in LESION_TYPES),
+    *(f"feature_{name}" for name in FEATURES),
     "reason",
 )
 
@@ -333,6 +336,10 @@ def _rounded(lesion: Lesion, aligned: AlignedStudy) -> Lesion:
         wash_in_hu=optional(lesion.wash_in_hu),
         washout_hu=optional(lesion.washout_hu),
         confidence=round(lesion.confidence, _CHANCE_DIGITS),
+        features=tuple(
+            f.model_copy(update={"numbers": {k: round(v, 2) for k, v in f.numbers.items()}})
+            for f in lesion.features
+        ),
     )
 
 
@@ -363,6 +370,8 @@ def _rounded_diagnosis(diagnosis: Diagnosis) -> Diagnosis:
             for d in diagnosis.lesions
         ),
         patient=chances(diagnosis.patient),
+        groups=chances(diagnosis.groups),
+        method=diagnosis.method,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +11,15 @@ from scipy import ndimage
 
 from hepar.geometry import Box, Grid
 from hepar.infer.bundle import Model
-from hepar.infer.calibrate import TumorCalibration, lesion_chance, temper
-from hepar.infer.components import Component, components, fill_holes, largest
-from hepar.infer.measure import liver_hu, measure_lesion
+from hepar.infer.calibrate import TumorCalibration, temper
+from hepar.infer.components import fill_holes, largest
+from hepar.infer.lesion_map import lesions_from_probability, lesions_from_types
 from hepar.infer.refine import USUAL_ML, no_liver, refined_liver
 from hepar.infer.tiling import Tiling, predict
 from hepar.infer.uncertainty import BothAnswers, both_answers, uncertainty
 from hepar.preprocess import AIR_HU, working_grid
 from hepar.resampling import resample
-from hepar.study import LIVER, PHASE_ORDER, TUMOR, LesionMap, LiverCase, Volume
+from hepar.study import PHASE_ORDER, LesionMap, LiverCase, Volume
 from hepar.systems.base import InputSpec, System
 from hepar.systems.baselines.hu_threshold import HuThresholdSettings, hu_threshold
 
@@ -44,12 +44,15 @@ class Evidence:
         warnings: `W_CODE: words`.
         uncertainty: `(z, y, x)` doubts, zero where no lesion may lie: of the answer, and, from a
             system that refines its answer, of the one before. Empty when not asked for.
+        types: `(10, z, y, x)` float16 of a typed system: background, `LESION_TYPES`, liver, as it
+            gave them; zero where no lesion may lie. None of other methods.
     """
 
     tumor: NDArray[np.float32]
     liver: NDArray[np.bool_] | None
     warnings: tuple[str, ...] = ()
     uncertainty: tuple[NDArray[np.float32], ...] = ()
+    types: NDArray[np.float16] | None = None
 
     def within(self, box: Box) -> Evidence:
         """What was seen in a part of the box."""
@@ -59,6 +62,7 @@ class Evidence:
             tumor=self.tumor[part],
             liver=None if self.liver is None else self.liver[part],
             uncertainty=tuple(doubts[part] for doubts in self.uncertainty),
+            types=None if self.types is None else self.types[(slice(None), *part)],
         )
 
 
@@ -73,7 +77,8 @@ def find_lesions(
 
     Args:
         case: the liver and its registered phases.
-        method: a system with `tumor` among its classes, or, chosen explicitly, the HU threshold.
+        method: a system with `tumor`, or the types of lesions, among its classes; or, chosen
+            explicitly, the HU threshold.
         tiling: memory, device, speed.
         uncertainty: also say where the system doubts its answer (`infer/uncertainty.py`); the HU
             threshold has no doubts.
@@ -94,7 +99,10 @@ def find_lesions(
         calibration = TumorCalibration.model_validate(dict(method.calibration))
     evidence = look(case, method, tiling=tiling, uncertainty=uncertainty)
     refined = with_outline(case, evidence)
-    found = lesions_from_probability(refined, evidence.tumor, calibration)
+    if evidence.types is None:
+        found = lesions_from_probability(refined, evidence.tumor, calibration)
+    else:
+        found = lesions_from_types(refined, evidence.types, evidence.tumor, calibration)
     after, before = (*evidence.uncertainty, None, None)[:2]
     return refined, replace(
         found,
@@ -125,16 +133,16 @@ def look(
         return wide.within(case.box.relative_to(room))
     told: list[str] = []
     tiling = replace(tiling or Tiling(), warn=told.append)
-    (tumor, *doubts), outline = _network_probability(case, box_grid, method, tiling, uncertainty)
-    region = outline
+    seen = _network_evidence(case, box_grid, method, tiling, uncertainty)
+    region = seen.liver
     if region is None:
         region = _search_region(coarse, box_grid, 0.0 if spec.needs_liver else REACH_MM)
-    for found in (tumor, *doubts):
+    for found in (seen.tumor, *seen.uncertainty, *(() if seen.types is None else seen.types)):
         found[~region] = 0.0
     warnings = _missing(case, spec)
-    if outline is None and _outlines(spec):
+    if seen.liver is None and _outlines(spec):
         warnings = (*warnings, _DISAGREE)
-    return Evidence(tumor, outline, (*warnings, *told), tuple(doubts))
+    return replace(seen, warnings=(*warnings, *told))
 
 
 def _room(case: LiverCase, spec: InputSpec) -> Box:
@@ -181,78 +189,6 @@ def with_outline(case: LiverCase, evidence: Evidence) -> LiverCase:
     return replace(case, liver=liver, liver_ml=liver_ml)
 
 
-def lesions_from_probability(
-    case: LiverCase, probability: NDArray[np.float32], calibration: TumorCalibration
-) -> LesionMap:
-    """Threshold, connect, number and measure.
-
-    Args:
-        case: the liver.
-        probability: `(z, y, x)` on the liver box, calibrated, zero where no lesion may lie.
-        calibration: threshold and smallest volume.
-    """
-    grid = case.aligned.grid
-    mask = fill_holes(probability >= calibration.threshold)
-    labels, found = components(mask, max(1.0, calibration.min_volume_ml / grid.voxel_ml - 1e-9))
-    if calibration.min_peak > 0:
-        found = tuple(
-            part
-            for part in found
-            if probability[part.box.slices][labels[part.box.slices] == part.label].max()
-            >= calibration.min_peak
-        )
-    inside = _numbered(labels, found)
-    tumor = inside > 0
-    liver = case.liver[case.box.slices] | tumor
-    volumes = {
-        phase.value: volume.array[case.box.slices] for phase, volume in case.aligned.volumes.items()
-    }
-    box_grid = grid.crop(case.box)
-    parenchyma = liver_hu(volumes, liver, tumor, box_grid)
-    lesions = []
-    for number, component in enumerate(found, 1):
-        local = component.box
-        measured = measure_lesion(
-            number,
-            inside[local.slices] == number,
-            local,
-            box_grid,
-            volumes,
-            parenchyma,
-            probability[local.slices],
-        )
-        placed = _shift(local, case.box)
-        update: dict[str, Any] = {"box_zyx": (placed.start, placed.stop)}
-        if calibration.confidence is not None:
-            peak = np.array([probability[local.slices][inside[local.slices] == number].max()])
-            volume = np.array([measured.volume_ml])
-            update["confidence"] = float(lesion_chance(calibration.confidence, peak, volume)[0])
-        lesions.append(measured.model_copy(update=update))
-    label = case.liver.astype(np.uint8) * np.uint8(LIVER)
-    label[case.box.slices][liver] = LIVER
-    label[case.box.slices][tumor] = TUMOR
-    instances = np.zeros(grid.shape, dtype=np.uint16)
-    instances[case.box.slices] = inside
-    burden = float(tumor.sum()) / max(1, int(np.count_nonzero(label)))
-    return LesionMap(probability, label, instances, tuple(lesions), burden)
-
-
-def _numbered(
-    labels: NDArray[np.unsignedinteger], found: tuple[Component, ...]
-) -> NDArray[np.uint16]:
-    """Component labels renamed to 1..K in the order of `found`, everything else 0."""
-    names = np.zeros(int(labels.max()) + 1, dtype=np.uint16)
-    for number, component in enumerate(found[: np.iinfo(np.uint16).max], 1):
-        names[component.label] = number
-    return names[labels]
-
-
-def _shift(local: Box, outer: Box) -> Box:
-    z, y, x = outer.start
-    a, b = local.start, local.stop
-    return Box((a[0] + z, a[1] + y, a[2] + x), (b[0] + z, b[1] + y, b[2] + x))
-
-
 def _search_region(liver: NDArray[np.bool_], grid: Grid, reach_mm: float) -> NDArray[np.bool_]:
     if reach_mm == 0.0:
         return liver
@@ -275,10 +211,10 @@ def _liver_on(case: LiverCase, box_grid: Grid, target: Grid) -> NDArray[np.bool_
     return np.asarray(share >= 0.5)
 
 
-def _network_probability(
+def _network_evidence(
     case: LiverCase, box_grid: Grid, model: Model, tiling: Tiling | None, doubts: bool
-) -> tuple[list[NDArray[np.float32]], NDArray[np.bool_] | None]:
-    """On the voxels of the liver box: calibrated tumor probability, then doubts; and the liver."""
+) -> Evidence:
+    """What a network sees on the voxels of the liver box, in or out of the liver."""
     spec = cast(System, model.system).input_spec
     calibration = TumorCalibration.model_validate(dict(model.calibration))
     target = working_grid(box_grid, spec.spacing_mm)
@@ -289,7 +225,9 @@ def _network_probability(
     }
     liver = _liver_on(case, box_grid, target)
     outlines = _outlines(spec)
-    wanted = ("tumor", "liver") if outlines else ("tumor",)
+    organ = ("liver",) if outlines else ()
+    tumors = tuple(spec.class_names[k] for k in spec.tumor_classes)
+    wanted = spec.class_names if doubts or spec.typed else (*tumors, *organ)
     found = predict(
         BothAnswers(model.system) if doubts and spec.refines else model.system,
         hu,
@@ -298,17 +236,33 @@ def _network_probability(
         classes=None if doubts else wanted,
         tiling=tiling,
     )
-    names = spec.class_names if doubts else wanted
-    seen = {name: found[names.index(name)] for name in wanted}
-    outline = _outline(liver, seen["tumor"] + seen["liver"], target, box_grid) if outlines else None
-    maps = [temper(seen["tumor"], calibration.temperature)]
+    tumor = found[[wanted.index(name) for name in tumors]].sum(axis=0)
+    outline = None
+    if outlines:
+        outline = _outline(liver, tumor + found[wanted.index("liver")], target, box_grid)
+    maps = [temper(tumor, calibration.temperature)]
     if doubts:
         answers = both_answers(found) if spec.refines else (found,)
         maps += [uncertainty(answer, calibration.temperature) for answer in answers]
-    if not target.is_close(box_grid):
-        inside = liver if spec.needs_liver else None
-        maps = [_back(one, target, box_grid, inside) for one in maps]
-    return maps, outline
+    inside = liver if spec.needs_liver else None
+    maps = [_on_reference(one, target, box_grid, inside) for one in maps]
+    types = None
+    if spec.typed:
+        parts = (_on_reference(one, target, box_grid, inside).astype(np.float16) for one in found)
+        types = np.stack(tuple(parts))
+    return Evidence(maps[0], outline, uncertainty=tuple(maps[1:]), types=types)
+
+
+def _on_reference(
+    probability: NDArray[np.float32],
+    source: Grid,
+    box_grid: Grid,
+    seen: NDArray[np.bool_] | None,
+) -> NDArray[np.float32]:
+    """`_back`, where the network did not look at those voxels themselves."""
+    if source.is_close(box_grid):
+        return probability
+    return _back(probability, source, box_grid, seen)
 
 
 def _outline(

@@ -310,12 +310,19 @@ def calibrate(
     several = _present(rows).sum(axis=1) > 1
     chances = posterior(cooled, rows[several])
     right = chances.argmax(axis=1) == truth[several]
-    return replace(cooled, threshold=_threshold(chances.max(axis=1), right, precision))
+    return replace(cooled, threshold=answering_threshold(chances.max(axis=1), right, precision))
 
 
-def _threshold(
+def answering_threshold(
     confidence: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"], precision: float
 ) -> float:
+    """The least confidence to answer at while a share of the answers is right.
+
+    Args:
+        confidence: highest probability of each lesion.
+        right: whether it is that of its type.
+        precision: share of the answers that must be right; more than 1 is returned where none is.
+    """
     order = np.argsort(-confidence, kind="stable")
     sorted_confidence = confidence[order]
     share = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
