@@ -295,11 +295,13 @@ def test_regression_frozen_state_dict_keys():
 
 
 def test_regression_overfits_one_batch():
-    model, data = tiny(channels=(6, 8, 12, 12), width=24, bank=16).train(), batch()
-    optimizer = torch.optim.RAdam(model.parameters(), lr=6e-3)
-    for _ in range(90):
+    model = tiny(channels=(6, 8, 12, 12), width=24, fg_sample_ratio=0.2).train()
+    data = batch()
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(70):
         optimizer.zero_grad()
         model.loss(model(data.image, data.present), model.targets(data)).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 12.0)
         optimizer.step()
     with torch.no_grad():
         found = model.decode(model(data.image, data.present)).argmax(1)
@@ -307,7 +309,7 @@ def test_regression_overfits_one_batch():
     for k in (HCC, CYST, OTHER, LIVER):
         both = ((found == k) & (data.label == k)).sum()
         dice[k] = float(2 * both / ((found == k).sum() + (data.label == k).sum()))
-    assert min(dice.values()) > 0.8, dice
+    assert min(dice.values()) > 0.9, dice
 
 
 @pytest.mark.parametrize(
