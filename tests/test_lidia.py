@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -12,11 +13,12 @@ from torch import nn
 
 import complete_study as complete
 from hepar.infer.describe import describe_system
+from hepar.infer.tiling import predict
 from hepar.recipe import parse_recipe
 from hepar.study import LESION_TYPES
 from hepar.systems.base import Batch, System
 from hepar.systems.lidia.settings import PRESETS, LidiaSettings
-from hepar.systems.lidia.system import Lidia, lesion_queries
+from hepar.systems.lidia.system import Lidia, lesion_queries, module_parameters
 from hepar.systems.table import build
 
 TINY = {
@@ -96,9 +98,11 @@ def test_closed_form_parameters_of_the_paper():
     # The stem is counted in the encoder; the projection belongs to the total.
     assert found["parameters"] == 15_767_531 == sum(found["modules"].values()) - 170_208
     assert found["classes"] == ["background", *LESION_TYPES, "liver"]
-    compared = describe_system("lidia", "mask2former")
-    assert compared["parameters"] == 15_615_275
-    assert "projection" not in compared["modules"]
+    with torch.device("meta"):
+        compared = Lidia(LidiaSettings.preset("mask2former"))
+    parts = module_parameters(compared)
+    assert sum(p.numel() for p in compared.parameters()) == 15_615_275
+    assert (parts["stem"], "projection" in parts) == (30_432, False)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -290,16 +294,25 @@ def test_closed_form_the_stem_sees_z_scores_of_clipped_hu():
     torch.testing.assert_close(seen[0][0, 3, 0, 0, 0, :4], torch.tensor([-4.5, 0.0, 1.0, 5.5]))
 
 
+def test_property_predicts_a_volume_of_any_size_from_any_phases():
+    hu = np.random.default_rng(0).integers(-100, 200, (7, 21, 19)).astype(np.int16)
+    found = predict(tiny().eval(), {"PV": hu, "NC": hu - 20}, (3.0, 2.0, 2.0))
+    assert found.shape == (10, 7, 21, 19)
+    np.testing.assert_allclose(found.astype(np.float64).sum(0), 1.0, atol=5e-3)
+
+
 def test_regression_frozen_state_dict_keys():
     assert complete.keys_hash(tiny()) == (181, "f3fa7064356a6b39")
 
 
 def test_regression_overfits_one_batch():
-    model, data = tiny(channels=(6, 8, 12, 12), width=24, bank=16).train(), batch()
-    optimizer = torch.optim.RAdam(model.parameters(), lr=6e-3)
-    for _ in range(90):
+    model = tiny(channels=(6, 8, 12, 12), width=24, fg_sample_ratio=0.2).train()
+    data = batch()
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(70):
         optimizer.zero_grad()
         model.loss(model(data.image, data.present), model.targets(data)).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 12.0)
         optimizer.step()
     with torch.no_grad():
         found = model.decode(model(data.image, data.present)).argmax(1)
@@ -307,7 +320,7 @@ def test_regression_overfits_one_batch():
     for k in (HCC, CYST, OTHER, LIVER):
         both = ((found == k) & (data.label == k)).sum()
         dice[k] = float(2 * both / ((found == k).sum() + (data.label == k).sum()))
-    assert min(dice.values()) > 0.8, dice
+    assert min(dice.values()) > 0.9, dice
 
 
 @pytest.mark.parametrize(
