@@ -267,7 +267,7 @@ def test_property_what_is_ignored_counts_in_no_loss():
         queries, [nothing, nothing], cls_loss=focal, weights=MatchWeights(), points=FEW
     )
     (loss.seg + loss.cls).backward()
-    assert (float(loss.seg), float(loss.cls)) == (0.0, 0.0)
+    assert (loss.seg.item(), loss.cls.item()) == (0.0, 0.0)
     assert not queries.masks[0].grad.any()
 
 

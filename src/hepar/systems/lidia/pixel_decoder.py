@@ -57,7 +57,8 @@ class PixelDecoder(nn.Module):
             nn.Sequential(*_conv(before, width, kernel), nn.ReLU(inplace=True))
             for before, kernel in zip(ins, sizes, strict=True)
         )
-        self.mask_head = nn.Conv3d(width, width, sizes[0], padding=[n // 2 for n in sizes[0]])
+        z, y, x = (n // 2 for n in sizes[0])
+        self.mask_head = nn.Conv3d(width, width, sizes[0], padding=(z, y, x))
         init_he(self)
 
     def forward(
