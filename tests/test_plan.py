@@ -295,7 +295,8 @@ def test_regression_frozen_state_dict_keys():
 
 
 def test_regression_overfits_one_batch():
-    model, data = tiny(channels=(6, 8, 12, 12), width=24), batch()
+    small = {"layers": 2, "memory_levels": (2, 1), "patient_blocks": 2, "points": 128}
+    model, data = tiny(channels=(6, 8, 12, 12), width=24, **small), batch()
     optimizer = torch.optim.RAdam(model.parameters(), lr=0.03)
     for _ in range(50):
         optimizer.zero_grad()
