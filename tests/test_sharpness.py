@@ -13,6 +13,9 @@ from blob_source import BlobSource
 from hepar.data.augment import Augmentation
 from hepar.data.sampling import batches
 from hepar.recipe import Recipe, load_recipe, parse_recipe, recipe_hash, row_hash
+from hepar.systems.base import Batch
+from hepar.systems.lidia.settings import LidiaSettings
+from hepar.systems.lidia.system import Lidia
 from hepar.systems.sam_urim.system import SamUrim
 from hepar.systems.table import build
 from hepar.train.checkpoint import read_tensors
@@ -139,6 +142,41 @@ def test_property_nothing_moves_where_an_exception_ends_the_pass():
         sharpen(model, fails, before, scaler, RHO)
     assert torch.equal(torch.cat([model.first, model.second]), START)
     assert not model.bank_frozen
+
+
+def test_property_the_bank_of_lidia_takes_the_lesions_of_a_batch_once():
+    """And the second pass is compared with the bank that the first was compared with."""
+    torch.manual_seed(0)
+    small = {
+        "patch": (8, 8, 8),
+        "channels": (4, 6),
+        "strides": ((2, 2, 2),),
+        "kernels": ((3, 3, 3),) * 2,
+        "memory_levels": (1,),
+        **dict.fromkeys(("width", "contrast_width", "bank"), 12),
+        **dict.fromkeys(("queries", "heads", "feedforward"), 4),
+        "points": 64,
+    }
+    model, scaler = Lidia(LidiaSettings(**small)), scaled(False)
+    label = torch.zeros((2, 8, 8, 8), dtype=torch.long)
+    label[:, 2:5, 2:5, 2:5] = 1
+    present = torch.ones((2, 4), dtype=torch.bool)
+    data = Batch(torch.rand(2, 4, 1, 8, 8, 8), present, label, label > 0, label)
+    banks = []
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(3)
+        banks.append({name: value.clone() for name, value in model.named_buffers()})
+        return model.loss(model(data.image, data.present), model.targets(data))
+
+    before = first_pass(model, scaler, loss)
+    left = {name: value.clone() for name, value in model.named_buffers()}
+    sharpen(model, loss, before, scaler, RHO)
+    assert banks[0].keys() == banks[1].keys()
+    assert all(torch.equal(banks[0][name], banks[1][name]) for name in banks[0])
+    now = dict(model.named_buffers())
+    assert all(torch.equal(now[name], left[name]) for name in left)
+    assert any(not torch.equal(now[name], banks[0][name]) for name in left)
 
 
 def smoke(rho: float | None, *changes: str) -> Recipe:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,12 +91,13 @@ def moved(parameters: Sequence[Tensor], along: Sequence[Tensor], by: float) -> I
 @contextmanager
 def frozen_bank(model: nn.Module) -> Iterator[None]:
     """Within this block the memory bank of a model that has one takes nothing in."""
-    if not hasattr(model, "bank_frozen"):
+    keeper: Any = model
+    known = getattr(model, "bank_frozen", None)
+    if known is None:
         yield
         return
-    known = model.bank_frozen
-    model.bank_frozen = True
+    keeper.bank_frozen = True
     try:
         yield
     finally:
-        model.bank_frozen = known
+        keeper.bank_frozen = known

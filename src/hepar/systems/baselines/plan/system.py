@@ -7,7 +7,7 @@ pixels and for the patient.
 | PLAN | code | shape, for a patch of Z x Y x X |
 |---|---|---|
 | encoder, early fusion | `stem`, `encoder` | b, C_i, size / strides |
-| pixel decoder | `pixel_decoder` (`lidia/pixel_decoder.py`) | b, 64, size / strides; b, 64, Z, Y, X |
+| pixel decoder | `pixel_decoder` | b, 64, size / strides; b, 64, Z, Y, X |
 | pixel branch | `pixel_head` | b, 10, Z, Y, X |
 | lesion branch | `transformer` (`lidia/mask_transformer.py`) | b, 50, 64; b, 50, 11 |
 | patient branch | `patient_branch` | b, 11 |
@@ -240,8 +240,7 @@ class Plan(nn.Module):
             return every.mean() if len(every) else outputs.pixels.sum() * 0.0
 
     def decode(self, outputs: Outputs) -> Float[Tensor, "b k z y x"]:
-        """Probabilities of the classes, float32: of the lesion branch, or, in the first stage, of
-        the pixel branch."""
+        """Probabilities of the classes, float32: the lesion branch's, else the pixel branch's."""
         queries = outputs.queries
         if queries is None:
             return outputs.pixels.float().softmax(dim=1)
