@@ -30,11 +30,13 @@ from hepar.data.phantom_cohort import (
     visit,
 )
 from hepar.data.phantoms import grid_of, write_cohort, write_patient
+from hepar.data.sampling import collate
+from hepar.data.sources import open_source
 from hepar.errors import UsageError
 from hepar.io.nifti import read_label, read_nifti
 from hepar.phantom.anatomy import anatomy
 from hepar.phantom.scanner import Painted, paint
-from hepar.recipe_data import CohortData
+from hepar.recipe_data import CohortData, PhaseDropout
 from hepar.stages.phases import assign_phases
 from hepar.stages.read import read_study
 from hepar.study import LESION_TYPES, Phase
@@ -228,6 +230,47 @@ def test_property_test_patients_are_never_prepared(written):
     used = [cases.train_case(i, 0).case_id for i in range(cases.n_train)]
     used += [cases.validation_case(i).case_id for i in range(cases.n_validation)]
     assert sorted(used) == sorted(p.case_id for p in kept)
+
+
+def test_property_a_typed_system_reads_the_cohort(written, tmp_path):
+    classes = ("background", *LESION_TYPES, "liver")
+    spec = replace(
+        SPEC,
+        dims=3,
+        phases=("NC", "ART", "PV", "DL"),
+        class_names=classes,
+        spacing_mm=None,
+        patch=(8, 32, 32),
+        stride=8,
+        needs_liver=False,
+    )
+    data = CohortData(
+        path=written,
+        margin_mm=None,
+        samples_per_case=4,
+        lesion_fraction=1.0,
+        type_balance=True,
+        phase_dropout=PhaseDropout(p=1.0, keep_reference=False),
+    )
+    source = open_source(data, spec, seed=0, cache_dir=tmp_path)
+    samples = [source.sample(0, n) for n in range(4)]
+    for sample in samples:
+        lesion = sample.instances > 0
+        assert lesion.any()
+        assert np.isin(sample.label[lesion], spec.tumor_classes).all()
+        assert not np.isin(sample.label[~lesion], spec.tumor_classes).any()
+        assert sample.present.any()
+        assert not sample.image[~sample.present].any()
+    again = open_source(data, spec, seed=0, cache_dir=tmp_path).sample(0, 2)
+    np.testing.assert_array_equal(again.instances, samples[2].instances)
+    assert collate(samples)[0].instances.shape == (4, 8, 32, 32)
+    (case,) = source.validation()
+    table = rows(written.parent / "lesions.csv")
+    said = {row["type"] for row in table if row["case_id"] == case.case_id}
+    labels = np.concatenate([piece.label.ravel() for piece in case.pieces])
+    found = {classes[n] for n in np.unique(labels[labels >= 0])}
+    assert found == {"background", "liver", *said}
+    assert said
 
 
 def test_property_a_bank_alone_writes_no_image(coarse, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +14,11 @@ from torch import nn
 from fake_systems import spec_3d
 from hepar.data import phantoms
 from hepar.data.augment import Augmentation, warp
-from hepar.data.cohort import CohortCase, read_case, read_cohort, read_instances
+from hepar.data.cohort import read_case, read_cohort, read_instances
 from hepar.data.cohort_cases import CohortCases
 from hepar.data.lesion_table import read_lesion_types
 from hepar.data.patches import cut, draw_patch, whole_case
+from hepar.data.phantom_bank import read_bank, write_bank
 from hepar.data.phantom_cases import PhantomCases
 from hepar.data.phantom_cohort import PRESETS, enroll
 from hepar.data.prepared_case import (
@@ -27,7 +27,6 @@ from hepar.data.prepared_case import (
     case_of_arrays,
     class_index,
     foreground_voxels,
-    lesion_voxels,
     slice_contents,
     typed_arrays,
 )
@@ -42,7 +41,7 @@ from hepar.io.nifti import write_nifti
 from hepar.phantom import lesions as phantom_lesions
 from hepar.phantom.lesion_kinds import KINDS
 from hepar.recipe import Augment, parse_recipe, recipe_hash, row_hash
-from hepar.recipe_data import CohortData, PatchSettings, PhantomTumorData, PhaseDropout
+from hepar.recipe_data import CohortData, PatchSettings, PhantomTumorData
 from hepar.study import LESION_TYPES, TUMOR
 from hepar.systems.base import Batch, InputSpec
 from hepar.systems.baselines.context_unet3d.settings import CONTEXT_CLASSES
@@ -257,16 +256,19 @@ def test_property_instances_on_other_voxels_are_refused(folder, tmp_path):
 
 
 def test_oracle_instances_are_resampled_as_the_nearest_voxel(folder):
-    spec = typed_spec(spacing_mm=(3.7, 2.9, 1.7))
+    spec = typed_spec(spacing_mm=(7.1, 2.9, 1.8))
     data = CohortData(path=folder / "cohort.csv", margin_mm=None)
     case = CohortCases(data, spec, cache_dir=None).train_case(0, 0)
     ids, numbers = ids_of(), {0: 0, 2: 1, 5: 2, 7: 3}
     expected = np.zeros(case.label.shape, int)
-    # Both grids begin at the same corner, half a voxel before the first center.
+    # Both grids have the same middle, and no center lies halfway between two others.
+    axes = list(zip(case.label.shape, SHAPE, spec.spacing_mm, SPACING, strict=True))
     for at in np.ndindex(*case.label.shape):
-        mm = [(n + 0.5) * s for n, s in zip(at, spec.spacing_mm, strict=True)]
-        source = tuple(int(m // s) for m, s in zip(mm, SPACING, strict=True))
-        inside = all(n < size for n, size in zip(source, SHAPE, strict=True))
+        source = tuple(
+            int(np.floor((n - (new - 1) / 2) * fine / coarse + old / 2))
+            for n, (new, old, fine, coarse) in zip(at, axes, strict=True)
+        )
+        inside = all(0 <= n < size for n, size in zip(source, SHAPE, strict=True))
         expected[at] = numbers[int(ids[source])] if inside else 0
     np.testing.assert_array_equal(case.typed.number, expected)
     np.testing.assert_array_equal(case.typed.number > 0, case.label == TUMOR)
@@ -604,17 +606,17 @@ def test_property_patches_of_a_balanced_source(rule):
         empty,
     )
     spec = typed_spec(patch=(1, 1, 1), stride=1)
-    settings = PatchSettings(samples_per_case=100, type_balance=True, **rule)
+    settings = PatchSettings(samples_per_case=50, type_balance=True, **rule)
     source = CaseSource(cases, settings, spec, seed=0)
     labels = Counter(int(source.sample(0, n).label.item()) for n in range(len(source)))
-    # 320 of 400 around a lesion, 107 of each of three types, at 4 standard deviations.
-    assert all(abs(labels[kind] - 320 / 3) < 36 for kind in (1, 6, 8))
-    assert sum(labels[kind] for kind in (1, 6, 8)) >= 320 - 32
+    # 160 of 200 around a lesion, 53 of each of three types, at 4 standard deviations.
+    assert all(abs(labels[kind] - 160 / 3) < 25 for kind in (1, 6, 8))
+    assert sum(labels[kind] for kind in (1, 6, 8)) >= 160 - 23
     plain = CaseSource(cases, settings.model_copy(update={"type_balance": False}), spec, seed=0)
     counts = Counter(int(plain.sample(0, n).label.item()) for n in range(len(plain)))
     assert counts[6] + counts[8] < labels[6] + labels[8]
     # What is not around a lesion is where it would be without.
-    for n in range(0, 400, 7):
+    for n in range(0, 200, 7):
         if source._choice(0, n)[1] is None:
             np.testing.assert_array_equal(source.sample(0, n).image, plain.sample(0, n).image)
 
@@ -738,93 +740,59 @@ def test_closed_form_every_kind_of_phantom_lesion_has_a_type():
     assert set(unseen.values()) == {"other"}
 
 
-def test_property_phantoms_painted_on_the_fly_know_their_types(tmp_path):
-    spec = typed_spec(phases=("ART", "PV"), spacing_mm=(10.0, 6.0, 6.0), patch=(4, 8, 8))
+@pytest.fixture(scope="module")
+def external(tmp_path_factory) -> Path:
+    """A coarse patient of the cohort `external`, its lesions of a kind that is never trained on."""
+    unseen = tuple(name for name, kind in KINDS.items() if not kind.seen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phantom_lesions, "OTHER_ALL", unseen)
+        patch.setitem(PRESETS, "external", replace(PRESETS["external"], shape=(10, 40, 40)))
+        people = enroll("external", 90, 0)
+        chosen = next(p for p in people if (p.split, p.primary) == ("test", "other"))
+        patch.setattr(phantoms, "enroll", lambda *_: (chosen,))
+        folder = tmp_path_factory.mktemp("external")
+        return phantoms.write_cohort(folder, "external", 90, formats=("nifti", "bank"))
+
+
+def test_property_kinds_that_only_other_hospitals_have_are_other(external):
+    table = external.parent / "lesions.csv"
+    types = read_lesion_types(table, "cohort")
+    (case,) = read_cohort(external, need=("label", "instances"))
+    assert any(name in table.read_text() for name, kind in KINDS.items() if not kind.seen)
+    assert "other" in types[case.case_id].values()
+    _, label, _ = read_case(case, ("PV",))
+    ids = read_instances(case, label, types[case.case_id])
+    assert set(np.unique(ids).tolist()) - {0} == types[case.case_id].keys()
+
+
+def test_property_phantoms_painted_on_the_fly_know_their_types(external, tmp_path):
+    body = read_bank(external.parent / "anatomies.bank")[0]
+    bank = write_bank(tmp_path / "two.bank", [body, body])
+    spec = typed_spec(phases=("ART", "PV"), spacing_mm=(10.0, 6.0, 6.0), patch=(2, 8, 8))
     data = PhantomTumorData(
-        train_patients=2,
+        train_patients=1,
         validation_patients=1,
         paints=1,
+        bank=bank,
         thick_slices=1.0,
         type_balance=True,
         lesion_fraction=1.0,
     )
     cases = PhantomCases(data, spec, cache_dir=tmp_path)
+    case = cases.train_case(0, 0)
+    types = {LESION_TYPES[n - 1] for n in case.typed.types}
+    assert cases.train_types(0) == types
+    # Thick slices may lose a lesion, and nothing gains one.
     anew = PhantomCases(data.model_copy(update={"paints": 0}), spec, cache_dir=None)
-    for index in range(2):
-        body = anew._anatomy(index)
-        case = cases.train_case(index, 0)
-        types = {LESION_TYPES[n - 1] for n in case.typed.types}
-        assert cases.train_types(index) == types
-        # Thick slices may lose a lesion, and nothing gains one.
-        assert types <= {lesion.type for lesion in body.lesions} == anew.train_types(index)
-        np.testing.assert_array_equal(np.asarray(case.typed.number) > 0, case.label == TUMOR)
-        for n, at in enumerate(case.lesions, start=1):
-            assert case.typed.number[tuple(at)] == n
+    assert "other" in types <= {lesion.type for lesion in body.lesions} == anew.train_types(0)
+    number = np.asarray(case.typed.number)
+    np.testing.assert_array_equal(number > 0, case.label == TUMOR)
+    for n, at in enumerate(case.lesions, start=1):
+        assert number[tuple(at)] == n
     source = CaseSource(cases, data, spec, seed=0)
-    sample = source.sample(0, 0)
     kind = source._choice(0, 0)[1]
-    assert (sample.label == CLASSES.index(kind)).any()
-    untyped = PhantomCases(data, replace(spec, class_names=UNTYPED), cache_dir=tmp_path)
-    plain = untyped.train_case(0, 0)
-    assert plain.typed is None
-    np.testing.assert_array_equal(plain.hu, cases.train_case(0, 0).hu)
-    np.testing.assert_array_equal(plain.lesions, lesion_voxels(cases.train_case(0, 0).typed.number))
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory) -> dict[str, Path]:
-    """Patients of the cohorts `lidia` and `external`, coarse, the latter of a kind never seen."""
-    unseen = tuple(name for name, kind in KINDS.items() if not kind.seen)
-    found = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phantom_lesions, "OTHER_ALL", unseen)
-        for cohort, wanted in (
-            ("lidia", (("train", "hcc"), ("validation", "cyst"))),
-            ("external", (("test", "other"),)),
-        ):
-            patch.setitem(PRESETS, cohort, replace(PRESETS[cohort], shape=(10, 40, 40)))
-            people = enroll(cohort, 90, 0)
-            chosen = [next(p for p in people if (p.split, p.primary) == which) for which in wanted]
-            patch.setattr(phantoms, "enroll", lambda *_, chosen=chosen: tuple(chosen))
-            found[cohort] = phantoms.write_cohort(tmp_path_factory.mktemp(cohort), cohort, 90)
-    return found
-
-
-def test_property_the_cohort_of_the_paper_is_read_by_a_typed_system(written, tmp_path):
-    phases = ("NC", "ART", "PV", "DL")
-    spec = typed_spec(phases=phases, patch=(8, 32, 32))
-    data = CohortData(
-        path=written["lidia"],
-        margin_mm=None,
-        samples_per_case=4,
-        lesion_fraction=1.0,
-        type_balance=True,
-        phase_dropout=PhaseDropout(p=1.0, keep_reference=False),
-    )
-    source = open_source(data, spec, seed=0, cache_dir=tmp_path)
-    samples = [source.sample(0, n) for n in range(4)]
-    for sample in samples:
-        lesion = sample.instances > 0
-        assert lesion.any()
-        assert np.isin(sample.label[lesion], spec.tumor_classes).all()
-        assert sample.present.any()
-        assert not sample.image[~sample.present].any()
-    assert any((sample.label == CLASSES.index("hcc")).any() for sample in samples)
-    np.testing.assert_array_equal(source.sample(0, 2).instances, samples[2].instances)
-    batch, _ = collate(samples)
-    assert batch.instances.shape == (4, 8, 32, 32)
-    (held_out,) = source.validation()
-    kinds = set(itertools.chain.from_iterable(np.unique(p.label) for p in held_out.pieces))
-    assert {CLASSES.index("cyst"), 0, LIVER_CLASS} <= kinds
-
-
-def test_property_kinds_that_only_other_hospitals_have_are_other(written):
-    types = read_lesion_types(written["external"].parent / "lesions.csv", "cohort")
-    (case,) = read_cohort(written["external"], need=("label", "instances"))
-    assert isinstance(case, CohortCase)
-    table = (written["external"].parent / "lesions.csv").read_text()
-    assert any(name in table for name, kind in KINDS.items() if not kind.seen)
-    assert "other" in types[case.case_id].values()
-    _, label, _ = read_case(case, ("PV",))
-    ids = read_instances(case, label, types[case.case_id])
-    assert set(np.unique(ids).tolist()) - {0} == types[case.case_id].keys()
+    assert (source.sample(0, 0).label == CLASSES.index(kind)).any()
+    plain = PhantomCases(data, replace(spec, class_names=UNTYPED), cache_dir=tmp_path)
+    assert plain.train_case(0, 0).typed is None
+    np.testing.assert_array_equal(plain.train_case(0, 0).hu, case.hu)
+    np.testing.assert_array_equal(plain.train_case(0, 0).lesions, case.lesions)
