@@ -87,7 +87,7 @@ TOY_ROW = {
         "system.kernels=[[3, 3, 3], [3, 3, 3]]",
     ),
     "lidia": (
-        "system.patch=[8, 16, 16]",
+        "system.patch=[12, 16, 16]",
         "system.channels=[4, 8, 8]",
         "system.strides=[[2, 2, 2], [2, 2, 2]]",
         "system.kernels=[[3, 3, 3], [3, 3, 3], [3, 3, 3]]",
@@ -100,7 +100,7 @@ TOY_ROW = {
         "system.points=64",
     ),
     "plan": (
-        "system.patch=[8, 16, 16]",
+        "system.patch=[12, 16, 16]",
         "system.channels=[4, 8, 8]",
         "system.strides=[[2, 2, 2], [2, 2, 2]]",
         "system.kernels=[[3, 3, 3], [3, 3, 3], [3, 3, 3]]",

@@ -242,7 +242,7 @@ def _paired(key: str, rows: Sequence[PrintedRow], runs: Runs) -> list[str]:
     # A row that is shown some phases only has no value of a case without any of them.
     absent = dict.fromkeys(patients if any(row.phases for row in rows) else ())
     values = {
-        name: [absent | case_values(run, key) for run in runs[which]]
+        name: [{**absent, **case_values(run, key)} for run in runs[which]]
         for name, which in chosen.items()
     }
     return [versus(COLUMNS[key], values, base.name, patients).markdown()]

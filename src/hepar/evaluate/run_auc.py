@@ -129,14 +129,14 @@ def _areas(problem: OneVersusRest, weights: Weights) -> Float[np.ndarray, " draw
     positive, negative = weights[:, has].astype(np.float64), weights[:, ~has]
     pairs = positive.sum(axis=1) * negative.sum(axis=1)
     won = (positive @ wins * negative).sum(axis=1)
-    return np.divide(won, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+    return np.asarray(np.divide(won, pairs, out=np.full(len(won), np.nan), where=pairs > 0))
 
 
 def _mean_of_defined(values: Float[np.ndarray, "k draws"]) -> Float[np.ndarray, " draws"]:
     defined = np.isfinite(values)
     count = defined.sum(axis=0)
     total = np.where(defined, values, 0.0).sum(axis=0)
-    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+    return np.asarray(np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0))
 
 
 def _plain(values: NDArray[np.float64]) -> list[float]:
