@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hepar.evaluate import run_auc
 from hepar.evaluate.auc_differences import AucDifference, auc_versus
 from hepar.evaluate.patient import auc_interval, one_versus_rest, patient_auc
 from hepar.evaluate.printed import PrintedRow, PrintedTable, differences, parts_of, tabulate
@@ -80,7 +81,8 @@ def arrays(run) -> tuple[np.ndarray, np.ndarray]:
 # ---- figures -----------------------------------------------------------------------------------
 
 
-def test_oracle_auc_of_one_seed_is_that_of_its_patients():
+def test_oracle_auc_of_one_seed_is_that_of_its_patients(monkeypatch):
+    monkeypatch.setattr(run_auc, "DRAWS", 60)
     run = drawn(0)
     volumes, scores = arrays(run)
     expected = patient_auc(volumes, scores)
@@ -93,7 +95,7 @@ def test_oracle_auc_of_one_seed_is_that_of_its_patients():
     ):
         assert figure([run], column, "livermax").value == pytest.approx(value, abs=1e-12), column
     problems = one_versus_rest(volumes, scores)
-    interval = auc_interval({"hcc": problems["hcc"]}, seed=len(run))
+    interval = auc_interval({"hcc": problems["hcc"]}, draws=60, seed=len(run))
     assert figure([run], "auc_hcc", "livermax").interval == pytest.approx(interval, abs=1e-12)
     assert expected.auc_8.n_defined == 3
     assert "AUC-8 is the mean of 3 types" in patients_note([run], "livermax")
