@@ -4,6 +4,7 @@
         --scale reduced --minutes 9
     python benchmarks/reproduce_on_gpu.py dpcnet baseline spa-sem pfe dpcnet --seeds 0 -o OUT
     python benchmarks/reproduce_on_gpu.py e2net stage1 baseline+stage1 dist-dcff+stage1 -o OUT
+    python benchmarks/reproduce_on_gpu.py lidia base focal ifm acl lidia --seeds 0 -o OUT
 
 Needs torch, numpy, scipy, einops, jaxtyping, safetensors, pyyaml, pydantic, connected-components-3d
 and edt; no reader of images. The cohort is the phantom cohort of the paper, painted there by every
@@ -36,7 +37,14 @@ from safetensors.numpy import load_file, save_file
 
 from hepar.data.cache import content_key, file_hash
 from hepar.data.phantom_cohort import Enrolled, draw, enroll, visit
-from hepar.data.prepared_case import PreparedCase, foreground_voxels, lesion_voxels, slice_contents
+from hepar.data.prepared_case import (
+    PreparedCase,
+    case_of_arrays,
+    foreground_voxels,
+    lesion_voxels,
+    slice_contents,
+    typed_arrays,
+)
 from hepar.data.tumor_source import CaseSource
 from hepar.evaluate.lits_lesions import server_lesions
 from hepar.evaluate.printed import differences, read_printed, tabulate
@@ -50,7 +58,9 @@ from hepar.preprocess import liver_box
 from hepar.provenance import code_sha256
 from hepar.recipe import Recipe, load_recipe, row_hash
 from hepar.score_cohort import find_both, find_organ, look_in_liver
-from hepar.study import Phase, Volume
+from hepar.score_types import Truth, score_volumes
+from hepar.study import LESION_TYPES, TUMOR, Phase, Volume
+from hepar.systems.base import InputSpec
 from hepar.systems.table import build
 from hepar.train.checkpoint import read_tensors
 from hepar.train.loop import train
@@ -77,6 +87,7 @@ PAINTINGS = {
     "sam_urim": Painting("sam_urim", ("ART", "PV"), 12.0),
     "e2net": Painting("lits", ("PV",), None),
     "dpcnet": Painting("lits", ("PV",), None),
+    "lidia": Painting("lidia", ("NC", "ART", "PV", "DL"), None),
 }
 
 
@@ -92,8 +103,13 @@ def paint_one(work: tuple[Enrolled, Path, Painting]) -> None:
     if painting.margin_mm is not None:
         box = liver_box(scan.liver, grid, painting.margin_mm) or box
     inside = box.slices
+    absent = np.zeros_like(scan.label, dtype=np.int16)
     arrays = {
-        "hu": np.stack([scan.hu[phase][inside] for phase in painting.phases]),
+        "hu": np.stack([scan.hu.get(phase, absent)[inside] for phase in painting.phases]),
+        "present": np.array([phase in scan.hu for phase in painting.phases]),
+        "lesions": np.array(
+            [[spec.id, LESION_TYPES.index(spec.type)] for spec in body.lesions], dtype=np.int32
+        ).reshape(-1, 2),
         "label": np.ascontiguousarray(scan.label[inside]),
         "liver": np.ascontiguousarray((scan.liver | (scan.label > 0))[inside]),
         "instances": np.ascontiguousarray(scan.instances[inside]),
@@ -108,13 +124,9 @@ class PaintedCases:
     """A split of the painted cohort as prepared cases (a `CaseProvider`)."""
 
     def __init__(
-        self,
-        roster: list[Enrolled],
-        folder: Path,
-        painted: tuple[str, ...],
-        phases: tuple[str, ...],
+        self, roster: list[Enrolled], folder: Path, painted: tuple[str, ...], spec: InputSpec
     ) -> None:
-        self.folder, self.painted, self.phases = folder, painted, phases
+        self.folder, self.painted, self.spec = folder, painted, spec
         self.train = [p for p in roster if p.split == "train"]
         self.held_out = [p for p in roster if p.split == "validation"]
         self.kept: dict[str, PreparedCase] = {}
@@ -137,7 +149,8 @@ class PaintedCases:
         return self.train[index].case_id
 
     def train_types(self, index: int) -> frozenset[str]:
-        return frozenset()  # no system here tells types apart
+        typed = self.train_case(index, 0).typed
+        return frozenset() if typed is None else frozenset(typed.names)
 
     def fingerprint(self) -> str:
         names = [[p.case_id for p in group] for group in (self.train, self.held_out)]
@@ -147,18 +160,20 @@ class PaintedCases:
         """A patient in the system's phases."""
         if patient.case_id not in self.kept:
             found = load_file(self.folder / f"{patient.case_id}.safetensors")
-            z, y, x = (float(v) for v in found["spacing_mm"])
-            rows = [self.painted.index(phase) for phase in self.phases]
-            self.kept[patient.case_id] = PreparedCase(
-                case_id=patient.case_id,
-                hu=found["hu"][rows],
-                present=np.ones(len(rows), bool),
-                label=found["label"],
-                liver=found["liver"],
-                spacing_mm=(z, y, x),
-                contents=slice_contents(found["label"], found["liver"]),
-                lesions=lesion_voxels(found["instances"]),
-                foreground=foreground_voxels(found["label"]),
+            rows = [self.painted.index(phase) for phase in self.spec.phases]
+            if self.spec.typed:
+                types = {int(n): LESION_TYPES[k] for n, k in found["lesions"]}
+                marks = typed_arrays(found["instances"], types)
+            else:
+                marks = {
+                    "lesions": lesion_voxels(found["instances"]),
+                    "foreground": foreground_voxels(found["label"]),
+                }
+            arrays = {name: found[name] for name in ("label", "liver", "spacing_mm")} | marks
+            arrays["hu"] = found["hu"][rows]
+            arrays["contents"] = slice_contents(found["label"], found["liver"])
+            self.kept[patient.case_id] = case_of_arrays(
+                patient.case_id, found["present"][rows], arrays
             )
         return self.kept[patient.case_id]
 
@@ -177,9 +192,21 @@ def scored(
         if patient.split != "test":
             continue
         case = cases.case(patient)
-        hu = dict(zip(cases.phases, case.hu, strict=True))
+        shown = zip(spec.phases, case.hu, case.present, strict=True)
+        hu = {phase: array for phase, array, there in shown if there}
         grid = Grid.axial(case.label.shape, case.spacing_mm)
         volumes = {Phase(phase): Volume(array, grid) for phase, array in hu.items()}
+        if spec.typed:
+            truth = Truth(
+                case_id=case.case_id,
+                patient_id=case.case_id,
+                kind=patient.primary or "",
+                label=np.where(case.label == TUMOR, TUMOR, case.liver).astype(np.uint8),
+                instances=case.typed.number,
+                types=dict(enumerate(case.typed.names, start=1)),
+            )
+            yield score_volumes(system, volumes, grid, truth, tiling)
+            continue
         alone = "tumor" not in spec.class_names
         whole = spec.dims == 3 and not spec.needs_liver and "liver" in spec.class_names
         if first is None and whole and not alone:
@@ -229,7 +256,7 @@ def trained(
     )
     system: Any = build(recipe.system)
     kept = PAINTINGS[options.system].phases
-    cases = PaintedCases(roster, painted, kept, system.input_spec.phases)
+    cases = PaintedCases(roster, painted, kept, system.input_spec)
     done = train(
         recipe,
         options.work / f"{row}-{options.scale}-{seed}",

@@ -8,10 +8,11 @@ for, so that rows which differ in the score alone share one run.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
+from jaxtyping import Integer, UInt8
 from torch import Tensor, nn
 
 from hepar.data.cohort import CohortCase, read_instances
@@ -20,10 +21,11 @@ from hepar.errors import UsageError
 from hepar.evaluate.lits_lesions import server_lesions
 from hepar.evaluate.run_result import CaseResult, PatientScore, TypedResult
 from hepar.evaluate.score import score_case
+from hepar.geometry import Grid
 from hepar.infer.labels import predict_map
 from hepar.infer.tiling import Tiling
 from hepar.infer.typed_lesions import typed_lesions
-from hepar.study import LESION_TYPES, TUMOR
+from hepar.study import LESION_TYPES, TUMOR, Phase, Volume
 from hepar.systems.base import Diagnosing, InputSpec, System
 from hepar.systems.lidia.livermax import livermax, mask_size
 
@@ -48,15 +50,67 @@ def typed_result(
         UsageError: `E_RECIPE`: the system does not work on whole volumes.
         InputRefused: as `data.cohort.read_instances`.
     """
-    spec = cast(System, system).input_spec
-    _check(spec)
-    volumes, label, liver = on_label(case, spec, phases)
-    reference = np.where(label.array == TUMOR, TUMOR, liver).astype(np.uint8)
-    spacing_mm = label.grid.spacing_mm
+    volumes, label, liver = on_label(case, cast(System, system).input_spec, phases)
+    return score_volumes(
+        system,
+        volumes,
+        label.grid,
+        Truth(
+            case_id=case.case_id,
+            patient_id=case.patient_id,
+            kind=case.metadata.get("primary") or case.metadata.get("type") or "",
+            label=np.where(label.array == TUMOR, TUMOR, liver).astype(np.uint8),
+            instances=read_instances(case, label, types),
+            types=types,
+        ),
+        tiling,
+    )
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of a case.
+
+    Attributes:
+        case_id, patient_id: whose it is.
+        kind: leading type of the patient, empty where nobody says.
+        label: 0 background, 1 liver, 2 tumor.
+        instances: lesion ids, 0 elsewhere.
+        types: of the lesions, by id.
+    """
+
+    case_id: str
+    patient_id: str
+    kind: str
+    label: UInt8[np.ndarray, "z y x"]
+    instances: Integer[np.ndarray, "z y x"]
+    types: Mapping[int, str]
+
+
+def score_volumes(
+    system: nn.Module,
+    volumes: Mapping[Phase, Volume],
+    grid: Grid,
+    truth: Truth,
+    tiling: Tiling,
+) -> CaseResult:
+    """Volumes segmented and scored, as `typed_result`.
+
+    Args:
+        system: as there.
+        volumes: of the phases that it is shown, on one grid.
+        grid: of volumes and truth.
+        truth: what is known.
+        tiling: memory, device and speed.
+
+    Raises:
+        UsageError: as there.
+    """
+    _check(cast(System, system).input_spec)
     branch = PatientBranch(cast(Diagnosing, system)) if isinstance(system, Diagnosing) else None
     hu = {phase.value: volume.array for phase, volume in volumes.items()}
-    probability = predict_map(system, hu, label.grid, tiling=replace(tiling, watch=branch))
-    found = typed_lesions(probability, spacing_mm)
+    probability = predict_map(system, hu, grid, tiling=replace(tiling, watch=branch))
+    found = typed_lesions(probability, grid.spacing_mm)
     scores: dict[PatientScore, dict[str, float]] = {
         "livermax": livermax(probability, found.liver),
         "mask_size": mask_size(found.types, found.volumes_ml),
@@ -64,22 +118,23 @@ def typed_result(
     if branch is not None:
         scores["plan"] = branch.scores
     score = score_case(
-        case.case_id,
+        truth.case_id,
         found.label,
-        reference,
-        spacing_mm,
-        patient_id=case.patient_id,
+        truth.label,
+        grid.spacing_mm,
+        patient_id=truth.patient_id,
         predicted_instances=found.instances,
-        reference_instances=read_instances(case, label, types),
+        reference_instances=truth.instances,
         predicted_types=dict(enumerate(found.types, 1)),
-        reference_types=types,
+        reference_types=truth.types,
     )
     assert score.lesions is not None
+    lits = server_lesions(found.label, truth.label, grid.spacing_mm, score.lesions.lits)
     return CaseResult.of(
         score,
-        case.metadata.get("primary") or case.metadata.get("type") or "",
+        truth.kind,
         found_liver=True,
-        lesions=server_lesions(found.label, reference, spacing_mm, score.lesions.lits),
+        lesions=lits,
         typed=TypedResult.of(score.lesions, scores),
     )
 

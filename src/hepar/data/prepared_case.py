@@ -35,6 +35,11 @@ class TypedLesions:
     types: UInt8[np.ndarray, " n"]
     voxels: Int32[np.ndarray, " n"]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The type of each lesion."""
+        return tuple(LESION_TYPES[number - 1] for number in self.types)
+
 
 @dataclass(frozen=True)
 class PreparedCase:
