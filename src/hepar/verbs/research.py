@@ -125,7 +125,7 @@ def evaluate(
 
 def reproduce(
     system: Annotated[
-        Positional[str], arg(metavar="SYSTEM", help="Whose paper: sam_urim, e2net, dpcnet.")
+        Positional[str], arg(metavar="SYSTEM", help="Whose paper: sam_urim, e2net, dpcnet, lidia.")
     ],
     table: Annotated[Positional[str], arg(metavar="TABLE", help="table1, table2, ...")],
     /,
