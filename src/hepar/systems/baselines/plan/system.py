@@ -49,9 +49,9 @@ from hepar.systems.lidia.matching import MatchWeights, Segments, segments
 from hepar.systems.lidia.pixel_decoder import PixelDecoder
 from hepar.systems.lidia.point_sampling import Points, random_points
 from hepar.systems.lidia.query_loss import query_loss
+from hepar.systems.lidia.query_settings import CLASSES
 from hepar.systems.z_scores import ZScores
 
-CLASSES = ("background", *LESION_TYPES, "liver")
 BACKGROUND, LIVER = CLASSES.index("background"), CLASSES.index("liver")
 
 
