@@ -7,7 +7,7 @@ the disk loses at any time is noticed when it matters. Whoever opens the file re
 its small arrays; those of three and more dimensions are read as they are looked at.
 
 Chunks are 64 voxels wide (128^3 voxels anywhere meet 27 of them), one phase deep, and packed with
-LZ4 behind a bit shuffle: a seventh larger on CT than zstd, and unpacked three times as fast
+LZ4 behind a bit shuffle: a seventh larger on CT than zstd, and unpacked more than twice as fast
 (`benchmarks/chunk_codecs.json`).
 """
 
