@@ -7,9 +7,8 @@ Patients of the `external` cohort (another scanner, other habits and diseases, t
 lesion that training never shows), each through the stages with every subset of its phases: the
 liver is found on the subset's reference phase, and every method searches the same liver. Then
 tumor-free patients, and abdomens without a liver. Phases stay as far apart as the cohort leaves
-them; nothing is registered. Finished patients are kept in `--work`, so that a killed run goes on.
-`--bf16` runs every network in bfloat16: half the time on processors that have it, and a patient's
-Dice moves by about 0.01 either way.
+them; nothing is registered. Finished patients are kept in `--work`: a killed run goes on. `--bf16`
+runs every network in bfloat16: half the time where it is there, Dice of a patient +- 0.01.
 """
 
 from __future__ import annotations
