@@ -247,6 +247,10 @@ def test_closed_form_the_stage_names_the_lesions_and_the_patient(classifier):
     assert diagnosis.patient["hcc"] == pytest.approx(first.confidence * hcc)
     assert diagnosis.patient["cyst"] == pytest.approx(second.confidence, rel=0.01)
     assert diagnosis.patient[TUMOR_FREE] == pytest.approx(1 - first.confidence)
+    assert diagnosis.groups == {
+        "malignant": diagnosis.patient["hcc"],
+        "benign": diagnosis.patient["cyst"],
+    }
 
 
 def test_closed_form_many_doubtful_lesions_do_not_add_up():
@@ -264,6 +268,7 @@ def test_closed_form_no_lesion_is_tumor_free(classifier):
     diagnosis = diagnose(case, none, classifier)
     assert diagnosis.lesions == ()
     assert diagnosis.patient == {TUMOR_FREE: 1.0}
+    assert diagnosis.groups == {}
 
 
 def test_closed_form_without_a_classifier_everything_is_uncertain():
@@ -272,3 +277,15 @@ def test_closed_form_without_a_classifier_everything_is_uncertain():
     assert {d.label for d in diagnosis.lesions} == {"uncertain"}
     assert all(d.abstained and d.reason and not d.probabilities for d in diagnosis.lesions)
     assert set(diagnosis.patient) == {TUMOR_FREE, "uncertain"}
+    # Never "malignant 0 %" of a lesion that may be anything.
+    assert diagnosis.groups == {}
+
+
+def test_closed_form_one_lesion_left_open_leaves_the_groups_open(classifier):
+    case, found = liver_case()
+    sure, doubtful = found.lesions
+    strange = doubtful.model_copy(update={"hu": dict.fromkeys(PHASES, -400.0)})
+    diagnosis = diagnose(case, dataclasses.replace(found, lesions=(sure, strange)), classifier)
+    assert [d.label for d in diagnosis.lesions] == ["hcc", "uncertain"]
+    assert "hcc" in diagnosis.patient
+    assert diagnosis.groups == {}

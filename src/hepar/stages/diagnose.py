@@ -141,5 +141,11 @@ def _tumor_free(lesions: LesionMap) -> float:
 
 
 def _groups(patient: Mapping[str, float]) -> dict[str, float]:
-    """Of malignant and benign types, the most probable one counts; `other` is in neither group."""
+    """Of malignant and benign types, the most probable one counts; `other` is in neither group.
+
+    Empty where a lesion was left unnamed, or none was found to be named: a lesion that may be of
+    any type must not read as malignant or benign with probability 0.
+    """
+    if UNCERTAIN in patient or not set(LESION_TYPES) & set(patient):
+        return {}
     return group_scores({name: patient.get(name, 0.0) for name in LESION_TYPES}, "max")
