@@ -234,8 +234,8 @@ def test_property_TR03_weights_that_are_not_finite_are_never_the_best(every, tmp
     """Finite losses and gradients, but an update that overflows just before a validation."""
     descend = loop._Run.descend
 
-    def overflows(self, loss):
-        finite = descend(self, loss)
+    def overflows(self, loss, again, before):
+        finite = descend(self, loss, again, before)
         if self.state.step == 16:
             with torch.no_grad():
                 self.state.model.last.weight.fill_(float("inf"))
