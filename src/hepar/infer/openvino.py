@@ -1,11 +1,12 @@
 """OpenVINO in place of eager PyTorch on the CPU; the only file that imports it, when asked.
 
-A network is converted once for each input shape. Before it is used it answers the first piece of a
-real study that has foreground beside eager PyTorch: where the labels of a class that either sees
-differ in more than `FEW_VOXELS` and agree by a Dice below `LEAST_DICE`, PyTorch is kept and
-`W_FAST_REFUSED` says so. Until then the answers given are PyTorch's. Conversion costs seconds, so
-this pays for many studies in one process, not for one. Studies that lack a phase of the model stay
-with PyTorch: the tensors without elements that stand for the absent phase crash OpenVINO 2026.4.
+A network is converted once for each input shape and set of phases. Before it is used it answers the
+first piece of a real study that has foreground beside eager PyTorch: where the labels of a class
+that either sees differ in more than `FEW_VOXELS` and agree by a Dice below `LEAST_DICE`, PyTorch is
+kept and `W_FAST_REFUSED` says so. Until then the answers given are PyTorch's. Conversion costs
+seconds, so this pays for many studies in one process, not for one. Networks that make tensors
+without elements of an absent phase stay with PyTorch where it is absent: those crash OpenVINO
+2026.4.
 
 OpenVINO reports its use over the network by default (`openvino_telemetry`). hepar sends nothing:
 that package is kept from being imported, and OpenVINO falls back to its own empty stand-in.
@@ -16,16 +17,18 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from hepar.infer.convolution import SingleSamples
 from hepar.infer.tiling import Runner
 from hepar.systems.base import System
 
@@ -38,6 +41,7 @@ LEAST_DICE = 0.995
 FEW_VOXELS = 4
 Precision = Literal["f32", "bf16"]
 _Compiled = Callable[[Tensor], Tensor]
+_Key = tuple[tuple[int, ...], tuple[bool, ...]]
 
 
 @dataclass
@@ -46,13 +50,14 @@ class _Known:
 
     Attributes:
         state: of its weights; when they change, nothing of this holds.
-        compiled: the batch size and the network by the shape of a sample; None where that failed.
-        verdict: whether it agreed with PyTorch; None before a piece with foreground came.
+        compiled: the batch size and the network by the shape of a sample and the phases it holds;
+            None where that failed.
+        verdicts: whether it agreed with PyTorch, by the same; none before a piece with foreground.
     """
 
     state: tuple[int, ...]
-    compiled: dict[tuple[int, ...], tuple[int, _Compiled] | None] = field(default_factory=dict)
-    verdict: bool | None = None
+    compiled: dict[_Key, tuple[int, _Compiled] | None] = field(default_factory=dict)
+    verdicts: dict[_Key, bool] = field(default_factory=dict)
 
 
 class OpenVino:
@@ -82,16 +87,16 @@ class OpenVino:
             fast = self._fast(system, image, present)
             if fast is None:
                 return _eager(system, image, present)
-            known = self._known[system]
-            if known.verdict:
+            verdicts, key = self._known[system].verdicts, _key(image, present)
+            if verdicts.get(key):
                 return fast
             slow = _eager(system, image, present)
             found = agreement(slow, fast)
             if refused := {n: d for n, d in found.items() if d < self.least_dice}:
-                known.verdict = False
+                verdicts[key] = False
                 warn(_refused(system, self.precision, refused, self.least_dice))
             elif found:
-                known.verdict = True
+                verdicts[key] = True
                 log.info("OpenVINO runs %s in %s", tuple(image.shape), self.precision)
             return slow
 
@@ -99,15 +104,15 @@ class OpenVino:
 
     def _fast(self, system: nn.Module, image: Tensor, present: Tensor) -> Tensor | None:
         """What OpenVINO says; None where it must not or cannot be asked."""
-        if image.device.type != "cpu" or not bool(present.all()):
+        if image.device.type != "cpu" or not bool((present == present[:1]).all()):
             return None
         state = _state(system)
         known = self._known.get(system)
         if known is None or known.state != state:
             known = self._known[system] = _Known(state)
-        if known.verdict is False:
+        key = _key(image, present)
+        if known.verdicts.get(key) is False:
             return None
-        key = tuple(image.shape[1:])
         if key not in known.compiled:
             made = _compile(system, image, present, self.precision)
             known.compiled[key] = None if made is None else (image.shape[0], made)
@@ -147,8 +152,14 @@ def _refused(system: nn.Module, precision: Precision, found: dict[int, float], l
     )
 
 
+def _key(image: Tensor, present: Tensor) -> _Key:
+    """What a conversion is for; all samples of a batch hold the same phases."""
+    return tuple(image.shape[1:]), tuple(present[0].tolist())
+
+
 def _eager(system: nn.Module, image: Tensor, present: Tensor) -> Tensor:
-    return cast(System, system).decode(cast(System, system).forward(image, present)).float()
+    with SingleSamples():
+        return cast(System, system).decode(cast(System, system).forward(image, present)).float()
 
 
 def _state(system: nn.Module) -> tuple[int, ...]:
@@ -158,8 +169,27 @@ def _state(system: nn.Module) -> tuple[int, ...]:
     return (*versions, *(t.data_ptr() for t in tensors))
 
 
+class _Empties(TorchDispatchMode):
+    """Whether anything computed within this block has no elements."""
+
+    seen = False
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The call as it is."""
+        found = func(*args, **(kwargs or {}))
+        every = found if isinstance(found, tuple | list) else (found,)
+        self.seen |= any(isinstance(value, Tensor) and not value.numel() for value in every)
+        return found
+
+
 class _Fixed(nn.Module):
-    """The system with every phase present: image to probabilities."""
+    """The system with the same phases present in every sample: image to probabilities."""
 
     def __init__(self, system: nn.Module, present: Tensor) -> None:
         super().__init__()
@@ -185,6 +215,12 @@ def _compile(
     with torch.inference_mode(False), torch.no_grad():
         fixed = _Fixed(system, present.clone()).eval()
         sample = torch.rand(image.shape, generator=torch.Generator().manual_seed(0))
+        if not bool(present.all()):
+            with _Empties() as empties:
+                fixed(sample)
+            if empties.seen:
+                log.info("OpenVINO cannot do without a phase of this network; using PyTorch")
+                return None
         options = {
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
