@@ -82,8 +82,8 @@ def test_property_many_cases_of_a_3d_network_go_through_openvino_and_score_the_s
         made.append(precision)
         return OpenVino(precision)
 
-    def scored():
-        return list(scored_cases(told, ByHu3d(), data, "cpu", lambda text: None))
+    def scored(**known):
+        return list(scored_cases(told, ByHu3d(), data, "cpu", lambda text: None, **known))
 
     monkeypatch.setattr(score_cohort, "OpenVino", spy)
     plain = scored()
@@ -91,4 +91,5 @@ def test_property_many_cases_of_a_3d_network_go_through_openvino_and_score_the_s
     assert plain[0].overlap == 8
     monkeypatch.setattr(score_cohort, "_MANY", 4)
     assert scored() == plain
-    assert made == ["f32"]
+    assert scored(precision="bf16") == plain
+    assert made == ["f32", "bf16"]

@@ -30,6 +30,7 @@ from hepar.evaluate.printed import (
     tabulate,
 )
 from hepar.evaluate.run_result import RunResult
+from hepar.infer.openvino import Precision
 from hepar.io.atomic import atomic_path
 from hepar.paper_run import (
     Job,
@@ -123,8 +124,20 @@ def run(
         system = _network(recipe, trained)
         test = protocol.test_cases(fold)
         data = cast(CohortData, recipe.data)
+        # What was trained in bf16 is asked in bf16.
+        precision: Precision = "bf16" if recipe.schedule.precision == "bf16" else "f32"
         scored = tuple(
-            scored_cases(test, system, data, job.device, job.note, first, protocol.types, phases)
+            scored_cases(
+                test,
+                system,
+                data,
+                job.device,
+                job.note,
+                first,
+                protocol.types,
+                phases,
+                precision=precision,
+            )
         )
         result = RunResult(
             system=job.system,

@@ -26,7 +26,7 @@ from hepar.geometry import Box, Grid
 from hepar.infer.bundle import Model
 from hepar.infer.components import largest
 from hepar.infer.labels import Decide, most_likely, predict_labels
-from hepar.infer.openvino import OpenVino
+from hepar.infer.openvino import OpenVino, Precision
 from hepar.infer.tiling import Tiling, predict
 from hepar.preprocess import AIR_HU, liver_box, working_grid
 from hepar.recipe_data import CohortData
@@ -183,6 +183,7 @@ def scored_cases(
     first: FirstStage | None = None,
     types: Types | None = None,
     phases: Collection[str] = (),
+    precision: Precision = "f32",
 ) -> Iterator[CaseResult]:
     """Every case segmented and scored on the reference phase's voxels.
 
@@ -201,6 +202,7 @@ def scored_cases(
         first: what finds the livers.
         types: of true lesions, by case and id, for a system that tells types apart.
         phases: all that the system is shown; any when empty.
+        precision: of 3D systems where OpenVINO runs them, on CPUs and for many cases.
 
     Raises:
         UsageError: `E_NO_LIVER`: a case whose liver is given has none; `E_RECIPE`: the system finds
@@ -215,7 +217,7 @@ def scored_cases(
     tiling = Tiling(device=device)
     if spec.dims == 3 and device == "cpu" and len(shown) >= _MANY:
         # Where labels would not agree PyTorch stays.
-        tiling = replace(tiling, runner_for=OpenVino("f32"))
+        tiling = replace(tiling, runner_for=OpenVino(precision))
     for number, case in enumerate(shown):
         note(f"{case.case_id} ({number + 1} of {len(shown)})")
         if spec.typed:

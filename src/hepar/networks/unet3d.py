@@ -279,10 +279,7 @@ class PyramidUNet3d(nn.Module):
         self.stride = tuple(math.prod(step[axis] for step in steps) for axis in range(3))
         self.encoder = PyramidEncoder3d(in_channels, widths, norm, down, steps, sizes)
         self.decoder = PyramidDecoder3d(widths, norm, steps, sizes)
-        for part in self.modules():
-            if isinstance(part, nn.Conv3d | nn.ConvTranspose3d):
-                nn.init.kaiming_normal_(part.weight, a=0.01)
-                nn.init.zeros_(part.bias)  # type: ignore[arg-type]
+        begin_convolutions(self)
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> list[Float[Tensor, "b _ _ _ _"]]:
         """Features of each level of the decoder, finest first.
@@ -301,3 +298,11 @@ class PyramidUNet3d(nn.Module):
         """
         if any(size % step for size, step in zip(x.shape[2:], self.stride, strict=True)):
             raise ValueError(f"spatial sizes {tuple(x.shape[2:])} not multiples of {self.stride}")
+
+
+def begin_convolutions(network: nn.Module) -> None:
+    """Weights of all 3D convolutions as nnU-Net begins them: He et al. (2015) for leaky ReLU."""
+    for part in network.modules():
+        if isinstance(part, nn.Conv3d | nn.ConvTranspose3d):
+            nn.init.kaiming_normal_(part.weight, a=0.01)
+            nn.init.zeros_(part.bias)  # type: ignore[arg-type]

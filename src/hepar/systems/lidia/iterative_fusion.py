@@ -39,7 +39,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hepar.networks.blocks import at_least_float32
-from hepar.networks.unet3d import ConvBlocks, Sizes
+from hepar.networks.unet3d import ConvBlocks, Sizes, begin_convolutions
 from hepar.systems.presence import PresentPairs
 
 Fusion = Literal["early", "hemis", "convlstm", "ifm"]
@@ -274,9 +274,5 @@ def build_stem(
     else:
         kinds = {"early": EarlyFusion, "hemis": HemisFusion, "convlstm": ConvLstmFusion}
         stem = kinds[fusion](phases, width, kernel)
-    for part in stem.modules():
-        if isinstance(part, nn.Conv3d):
-            # As the stage of `networks/unet3d.py` that it takes the place of.
-            nn.init.kaiming_normal_(part.weight, a=0.01)
-            nn.init.zeros_(part.bias)  # type: ignore[arg-type]
+    begin_convolutions(stem)  # as the stage of an encoder that it takes the place of
     return stem

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from hepar.losses import cross_entropy, focal
 from hepar.networks.blocks import parameters_of
-from hepar.networks.unet3d import PyramidEncoder3d
-from hepar.systems.base import Batch, InputSpec
+from hepar.networks.unet3d import PyramidEncoder3d, begin_convolutions
+from hepar.systems.base import Batch
 from hepar.systems.lidia.asymmetric_contrast import AsymmetricContrast
 from hepar.systems.lidia.iterative_fusion import build_stem
 from hepar.systems.lidia.mask_transformer import MaskTransformer, Queries, semantic_map
@@ -32,7 +32,7 @@ from hepar.systems.lidia.pixel_decoder import PixelDecoder
 from hepar.systems.lidia.point_sampling import Points
 from hepar.systems.lidia.query_loss import QueryLoss, query_loss
 from hepar.systems.lidia.settings import CLASSES, LidiaSettings
-from hepar.systems.z_scores import ZScores
+from hepar.systems.planned_network import ZScores, check_image, planned_spec
 
 BACKGROUND, LIVER = CLASSES.index("background"), CLASSES.index("liver")
 
@@ -90,10 +90,7 @@ class Lidia(nn.Module):
         self.encoder = PyramidEncoder3d(
             None, channels, "instance", "strided", settings.strides, kernels
         )
-        for part in self.encoder.modules():
-            if isinstance(part, nn.Conv3d):
-                nn.init.kaiming_normal_(part.weight, a=0.01)
-                nn.init.zeros_(part.bias)  # type: ignore[arg-type]
+        begin_convolutions(self.encoder)
         self.pixel_decoder = PixelDecoder(channels, settings.width, kernels)
         self.transformer = MaskTransformer(
             len(CLASSES),
@@ -115,20 +112,8 @@ class Lidia(nn.Module):
                 temperature=settings.temperature,
                 others_as_negatives=settings.others_as_negatives,
             )
-        self.input_spec = InputSpec(
-            dims=3,
-            phases=settings.phases,
-            class_names=CLASSES,
-            windows_hu=(settings.widest_window_hu,),
-            slice_offsets_mm=(0.0,),
-            spacing_mm=settings.spacing_mm,
-            patch=settings.patch,
-            stride=max(settings.divisor),
-            needs_liver=False,
-            needs_all_phases=bool(self.stem.needs_all_phases),
-            window=settings.patch,
-            whole_windows=True,
-            axis_strides=settings.divisor,
+        self.input_spec = planned_spec(
+            settings, CLASSES, needs_all_phases=bool(self.stem.needs_all_phases)
         )
 
     def targets(self, batch: Batch) -> list[Segments]:
@@ -152,14 +137,7 @@ class Lidia(nn.Module):
             ValueError: wrong shapes, a spatial size that is not a multiple of the strides, a sample
                 without any phase, or one that lacks a phase under early fusion.
         """
-        phases, divisor = self.settings.phases, self.settings.divisor
-        if image.shape[1] != len(phases) or present.shape != image.shape[:2]:
-            raise ValueError(
-                f"expected {len(phases)} phases {phases}, got an image of "
-                f"{tuple(image.shape)} and presence of {tuple(present.shape)}"
-            )
-        if any(size % step for size, step in zip(image.shape[3:], divisor, strict=True)):
-            raise ValueError(f"spatial sizes {tuple(image.shape[3:])} not multiples of {divisor}")
+        check_image(self.settings, image, present)
         features = self.encoder(self.stem(self.z_scores(image), present))
         pyramid, mask_features = self.pixel_decoder(features)
         memory = [pyramid[level] for level in self.settings.memory_levels]

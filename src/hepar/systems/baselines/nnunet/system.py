@@ -35,12 +35,12 @@ from torch import Tensor, nn
 
 from hepar.losses import cross_entropy, soft_dice
 from hepar.networks.blocks import parameters_of
-from hepar.networks.unet3d import PyramidUNet3d
+from hepar.networks.unet3d import PyramidUNet3d, begin_convolutions
 from hepar.study import LESION_TYPES
-from hepar.systems.base import Batch, InputSpec
+from hepar.systems.base import Batch
 from hepar.systems.baselines.nnunet.settings import NnunetSettings
 from hepar.systems.lidia.iterative_fusion import build_stem
-from hepar.systems.z_scores import ZScores
+from hepar.systems.planned_network import ZScores, check_image, planned_spec
 
 CLASSES = {
     "tumor": ("background", "liver", "tumor"),
@@ -71,21 +71,7 @@ class Nnunet(nn.Module):
                 settings.channels[0],
                 kernel=settings.kernels[0],
             )
-        self.input_spec = InputSpec(
-            dims=3,
-            phases=settings.phases,
-            class_names=classes,
-            windows_hu=(settings.widest_window_hu,),
-            slice_offsets_mm=(0.0,),
-            spacing_mm=settings.spacing_mm,
-            patch=settings.patch,
-            stride=max(settings.divisor),
-            needs_liver=False,
-            needs_all_phases=self.stem is None,
-            window=settings.patch,
-            whole_windows=True,
-            axis_strides=settings.divisor,
-        )
+        self.input_spec = planned_spec(settings, classes, needs_all_phases=self.stem is None)
         self.z_scores = ZScores(settings)
         self.trunk = PyramidUNet3d(
             len(settings.phases) if self.stem is None else None,
@@ -99,10 +85,8 @@ class Nnunet(nn.Module):
         self.weights = level_weights(levels, coarsest=settings.coarsest_head)
         widths = self.trunk.widths[: len(self.weights)]
         heads = [nn.Conv3d(width, len(classes), 1) for width in widths]
-        for head in heads:
-            nn.init.kaiming_normal_(head.weight, a=0.01)
-            nn.init.zeros_(head.bias)  # type: ignore[arg-type]
         self.heads = nn.ModuleList(heads)
+        begin_convolutions(self.heads)
 
     def targets(self, batch: Batch) -> list[Int[Tensor, "b _ _ _"]]:
         """The label at each supervised level; of 2 voxels along an axis the second is taken."""
@@ -122,11 +106,7 @@ class Nnunet(nn.Module):
                 sample that lacks a phase, without a stem, or all of them.
         """
         phases = self.settings.phases
-        if image.shape[1] != len(phases) or present.shape != image.shape[:2]:
-            raise ValueError(
-                f"expected {len(phases)} phases {phases}, got an image of "
-                f"{tuple(image.shape)} and presence of {tuple(present.shape)}"
-            )
+        check_image(self.settings, image, present)
         scores = self.z_scores(image)
         if self.stem is not None:
             features = self.trunk(self.stem(scores, present))

@@ -38,9 +38,9 @@ from torch.nn import functional
 
 from hepar.losses import cross_entropy, soft_dice
 from hepar.networks.blocks import at_least_float32, full_precision, parameters_of
-from hepar.networks.unet3d import PyramidEncoder3d
+from hepar.networks.unet3d import PyramidEncoder3d, begin_convolutions
 from hepar.study import LESION_TYPES
-from hepar.systems.base import Batch, InputSpec
+from hepar.systems.base import Batch
 from hepar.systems.baselines.plan.patient_branch import PatientBranch, patient_targets
 from hepar.systems.baselines.plan.settings import PlanSettings
 from hepar.systems.lidia.iterative_fusion import build_stem
@@ -50,7 +50,7 @@ from hepar.systems.lidia.pixel_decoder import PixelDecoder
 from hepar.systems.lidia.point_sampling import Points, random_points
 from hepar.systems.lidia.query_loss import query_loss
 from hepar.systems.lidia.query_settings import CLASSES
-from hepar.systems.z_scores import ZScores
+from hepar.systems.planned_network import ZScores, check_image, planned_spec
 
 BACKGROUND, LIVER = CLASSES.index("background"), CLASSES.index("liver")
 
@@ -101,10 +101,7 @@ class Plan(nn.Module):
         self.encoder = PyramidEncoder3d(
             None, channels, "instance", "strided", settings.strides, kernels
         )
-        for part in self.encoder.modules():
-            if isinstance(part, nn.Conv3d):
-                nn.init.kaiming_normal_(part.weight, a=0.01)
-                nn.init.zeros_(part.bias)  # type: ignore[arg-type]
+        begin_convolutions(self.encoder)
         self.pixel_decoder = PixelDecoder(channels, settings.width, kernels)
         self.pixel_head = nn.Conv3d(settings.width, len(CLASSES), 1)
         self.transformer = MaskTransformer(
@@ -125,21 +122,7 @@ class Plan(nn.Module):
             levels=len(settings.patient_levels),
             grid=settings.patient_grid,
         )
-        self.input_spec = InputSpec(
-            dims=3,
-            phases=settings.phases,
-            class_names=CLASSES,
-            windows_hu=(settings.widest_window_hu,),
-            slice_offsets_mm=(0.0,),
-            spacing_mm=settings.spacing_mm,
-            patch=settings.patch,
-            stride=max(settings.divisor),
-            needs_liver=False,
-            needs_all_phases=True,
-            window=settings.patch,
-            whole_windows=True,
-            axis_strides=settings.divisor,
-        )
+        self.input_spec = planned_spec(settings, CLASSES, needs_all_phases=True)
 
     def targets(self, batch: Batch) -> Targets:
         """Label, segments and answers of each sample.
@@ -166,14 +149,7 @@ class Plan(nn.Module):
                 sample that lacks a phase.
         """
         settings = self.settings
-        phases, divisor = settings.phases, settings.divisor
-        if image.shape[1] != len(phases) or present.shape != image.shape[:2]:
-            raise ValueError(
-                f"expected {len(phases)} phases {phases}, got an image of "
-                f"{tuple(image.shape)} and presence of {tuple(present.shape)}"
-            )
-        if any(size % step for size, step in zip(image.shape[3:], divisor, strict=True)):
-            raise ValueError(f"spatial sizes {tuple(image.shape[3:])} not multiples of {divisor}")
+        check_image(settings, image, present)
         features = self.encoder(self.stem(self.z_scores(image), present))
         pyramid, mask_features = self.pixel_decoder(features)
         pixels = self.pixel_head(mask_features)
