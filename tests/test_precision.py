@@ -8,7 +8,8 @@ import torch
 from fake_systems import spec_2d, spec_3d
 from hepar.errors import UsageError
 from hepar.recipe import parse_recipe
-from hepar.train.precision import check_precision
+from hepar.train import precision as checks
+from hepar.train.precision import check_precision, memory_format
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -53,6 +54,25 @@ def test_closed_form_half_precision_needs_cuda():
     with pytest.raises(UsageError, match="fp16 trains on CUDA"):
         check_precision(_recipe("fp16"), CPU, spec_2d())
     check_precision(_recipe("fp16"), CUDA, spec_2d())
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_property_bfloat16_on_a_cpu_that_is_slow_at_it_is_said(wide, monkeypatch, caplog):
+    monkeypatch.setattr(checks, "_has_wide_vectors", lambda: wide)
+    check_precision(_recipe("fp32"), CPU, spec_2d())
+    assert not caplog.text
+    check_precision(_recipe("bf16"), CPU, spec_2d())
+    assert ("slower than fp32" in caplog.text) == (not wide)
+
+
+def test_closed_form_channels_are_last_where_that_is_fast():
+    fp32, bf16 = _recipe("fp32").schedule, _recipe("bf16").schedule
+    last, last3d = torch.channels_last, torch.channels_last_3d
+    assert [memory_format(fp32, CPU, dims) for dims in (2, 3)] == [last, last3d]
+    assert [memory_format(bf16, CPU, dims) for dims in (2, 3)] == [last, torch.contiguous_format]
+    assert memory_format(bf16, CUDA, 3) == last3d
+    plain = fp32.model_copy(update={"channels_last": False})
+    assert memory_format(plain, CUDA, 3) == torch.contiguous_format
 
 
 @pytest.mark.parametrize("depth", [3, 4, 5, 8])

@@ -36,7 +36,7 @@ from hepar.systems.table import build
 from hepar.train.checkpoint import TrainState, starting_model, write_tensors
 from hepar.train.history import History
 from hepar.train.interrupt import StopRequest
-from hepar.train.precision import check_precision
+from hepar.train.precision import check_precision, memory_format
 from hepar.train.recovery import LAST, PREVIOUS, Checkpoints
 from hepar.train.repeatable import Deterministic, mixed_seed
 from hepar.train.same_run import RECIPE, check_data, check_recipe, write_recipe
@@ -153,9 +153,9 @@ class _Run:
         model: Any = starting_model(recipe).to(device)
         self.spec: InputSpec = model.input_spec
         check_precision(recipe, device, self.spec)
-        if self.schedule.channels_last:
-            layouts = {2: torch.channels_last, 3: torch.channels_last_3d}
-            model = model.to(memory_format=layouts[self.spec.dims])
+        layout = memory_format(self.schedule, device, self.spec.dims)
+        if layout is not torch.contiguous_format:
+            model = model.to(memory_format=layout)
         model.train()
         self.state = TrainState.fresh(model, optimizer(self.schedule, model), self.schedule)
         self.history = History(out_dir / HISTORY)
