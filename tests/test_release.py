@@ -10,11 +10,13 @@ import torch
 
 from hepar import release
 from hepar.geometry import Box, Grid
-from hepar.infer.bundle import Model
+from hepar.infer.bundle import Model, default_bundle_path, load_bundle
 from hepar.phantom.anatomy import anatomy
-from hepar.recipe import load_recipe
+from hepar.recipe import dump_recipe, load_recipe
 from hepar.stages.tumor import Evidence
 from hepar.study import LESION_TYPES, PHASE_ORDER, LiverCase, Phase, Volume
+from hepar.systems.table import build
+from hepar.train.checkpoint import write_tensors
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -106,3 +108,31 @@ def test_closed_form_types_are_calibrated_on_what_was_marked_of_true_lesions(mon
         assert found["type_threshold"] == pytest.approx(odds / (1 + odds), rel=1e-2)
     else:
         assert (found["type_temperature"], found["type_threshold"]) == (1.0, 0.5)
+
+
+def test_property_a_tumor_run_is_released_behind_the_shipped_liver_network(monkeypatch, tmp_path):
+    recipe = load_recipe(
+        RECIPES / "lidia" / "ifm.yaml", (), base=RECIPES / "lidia" / "scale" / "toy.yaml"
+    )
+    system = build(recipe.system)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(dump_recipe(recipe))
+    write_tensors(run / "best.safetensors", system.state_dict(), {})
+    chosen = {"threshold": 0.4, "type_temperature": 2.0}
+    monkeypatch.setattr(release, "calibrate_tumor", lambda *a, **known: chosen)
+    bundle = release.release(
+        default_bundle_path(),
+        run,
+        tmp_path / "mine",
+        version="1",
+        card=None,
+        calibration_patients=1,
+        classifier_patients=1,
+    )
+    shipped = load_bundle(default_bundle_path())
+    assert set(bundle.manifest.parts) == {"liver", "tumor"}  # types need no classifier
+    assert bundle.model("liver").sha256 == shipped.model("liver").sha256
+    assert bundle.calibration("liver") == shipped.calibration("liver")
+    assert bundle.calibration("tumor") == chosen
+    assert bundle.model("tumor").system.input_spec.typed

@@ -1,6 +1,7 @@
 """From two training runs to the shipped bundle: operating point, lesion classifier, model folder.
 
     python -m hepar.release --liver RUN --tumor RUN --card CARD -o models/lite
+    python -m hepar.release --tumor RUN -o MODEL    # your tumor network behind the shipped liver's
 
 Everything is chosen on phantoms that neither network saw: the tumor threshold on whole patients
 through the stages, inside the liver that the liver network finds; the classifier on true lesions.
@@ -26,7 +27,15 @@ from hepar.console import progress as console_progress
 from hepar.data.phantoms import MISALIGNMENT_MM, grid_of
 from hepar.errors import InputRefused
 from hepar.geometry import Box
-from hepar.infer.bundle import Bundle, Model, export_part, load_bundle, write_bundle
+from hepar.infer.bundle import (
+    MANIFEST,
+    Bundle,
+    Model,
+    default_bundle_path,
+    export_part,
+    load_bundle,
+    write_bundle,
+)
 from hepar.infer.calibrate import choose_operating_point, fit_confidence, fit_types, sweep_case
 from hepar.infer.lesion_map import type_means
 from hepar.infer.measure import liver_hu, measure_lesion
@@ -203,7 +212,7 @@ def train_classifier(patients: int, progress: Progress) -> dict[str, np.ndarray]
 
 
 def release(
-    liver_run: Path,
+    liver: Path,
     tumor_run: Path,
     out: Path,
     *,
@@ -218,7 +227,8 @@ def release(
     """Write the bundle of two finished runs.
 
     Args:
-        liver_run, tumor_run: folders that `hepar train` left.
+        liver: folder that `hepar train` left, or a model folder whose liver network is taken.
+        tumor_run: folder that `hepar train` left.
         out: model folder.
         version: of the weights.
         card: text of the model card.
@@ -231,7 +241,10 @@ def release(
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         parts = {"liver": work / "liver", "tumor": work / "tumor", "diagnose": work / "diagnose"}
-        export_run(liver_run, parts["liver"], {})
+        if (liver / MANIFEST).is_file():
+            load_bundle(liver).copy_part("liver", parts["liver"])
+        else:
+            export_run(liver, parts["liver"], {})
         export_run(tumor_run, parts["tumor"], {})
         draft = write_bundle(
             work / "draft",
@@ -290,19 +303,21 @@ def _without_paths(recipe: Recipe) -> Recipe:
 
 def _main(
     *,
-    liver: Annotated[Path, arg(help="Folder of the liver run.")],
     tumor: Annotated[Path, arg(help="Folder of the tumor run.")],
     out: Annotated[Path, arg(aliases=["-o"], help="Model folder to write.")],
+    liver: Annotated[
+        Path | None, arg(help="Folder of the liver run, or a model folder; the shipped one.")
+    ] = None,
     card: Annotated[Path | None, arg(help="Text of the model card.")] = None,
     version: str = "1",
     calibration_patients: int = 16,
     classifier_patients: int = 240,
     classifier: Annotated[Path | None, arg(help="A classifier fitted before.")] = None,
 ) -> None:
-    """Write a bundle from a liver run and a tumor run."""
+    """Write a bundle from a tumor run and a liver run, or a liver network that is there."""
     with console_progress(quiet=False) as step:
         bundle = release(
-            liver,
+            liver or default_bundle_path(),
             tumor,
             out,
             version=version,

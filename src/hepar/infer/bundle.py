@@ -121,6 +121,12 @@ class Bundle:
             raise _missing(f"the bundle {self.manifest.name!r} has no part {part!r}")
         return f"{folder}/{name}"
 
+    def copy_part(self, part: str, folder: Path) -> None:
+        """Write a part of its own, as `export_part` does; what is written is what was hashed."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _NETWORK_FILES:
+            (folder / name).write_bytes(self.read(part, name))
+
     def recipe(self, part: str) -> Recipe:
         """The recipe a part was trained by."""
         text = self.read(part, RECIPE)
