@@ -17,10 +17,10 @@ Several phases are channels of the input (early concatenation), so that none may
 level and any phases. Of LIDIA each type of lesion is a class.
 
 Differs from nnU-Net: the coarsest level of the decoder, which has weight 0 there, has no head here,
-or one that is trained (`coarsest_head`): LIDIA's parameters count it, and none is idle here. 1 is
-added to the Dice loss. The image arrives clipped and scaled to [0, 1] by the widest window of the
-phases, is clipped to each phase's own, and is turned into z-scores here: augmentation comes before,
-not after, and changes [0, 1]. Cases are never resampled to slices thinner than their own.
+or one that is trained (`coarsest_head`): LIDIA's parameters count it, and none is idle here. The
+image arrives clipped and scaled to [0, 1] by the widest window of the phases, is clipped to each
+phase's own, and is turned into z-scores here: augmentation comes before, not after, and changes
+[0, 1]. Cases are never resampled to slices thinner than their own.
 Batch, optimizer, over-sampling of foreground, augmentation and the blending of windows are the
 recipe's. No ensemble, no mirroring at use, no removal of all but the largest component.
 """
