@@ -63,21 +63,27 @@ def query_loss(
     """
     with full_precision(queries.features):
         features = at_least_float32(queries.features).flatten(2)
+        fixed = features.detach()
         drawn = [random_points(t.counted, points.count) if len(t.counted) else t.counted
                  for t in targets]  # fmt: skip
-        at_points = [of[:, at].detach() for of, at in zip(features, drawn, strict=True)]
-        seg, cls, matches = [], [], []
-        for logits, masks in zip(queries.classes, queries.masks, strict=True):
-            scores, embeddings = at_least_float32(logits), at_least_float32(masks)
+        at_points = [of[:, at] for of, at in zip(fixed, drawn, strict=True)]
+        embeddings = [at_least_float32(masks) for masks in queries.masks]
+        cls, matches, voxels = [], [], []
+        for logits, masks in zip(queries.classes, embeddings, strict=True):
+            scores = at_least_float32(logits)
             found = [
-                match(scores[n].detach(), embeddings[n].detach() @ at_points[n], t, at, weights)
+                match(scores[n].detach(), masks[n].detach() @ at_points[n], t, at, weights)
                 for n, (t, at) in enumerate(zip(targets, drawn, strict=True))
             ]
             label = class_targets(found, targets, *scores.shape[1:])
             cls.append(cls_loss(scores.movedim(-1, 1), label))
-            seg.append(segmentation(embeddings, features, found, targets, points))
             matches.append(found)
-    return QueryLoss(torch.stack(seg).sum(), torch.stack(cls).sum(), matches)
+            voxels.append([
+                compared_at(masks[n].detach(), fixed[n], f, t, points)
+                for n, (f, t) in enumerate(zip(found, targets, strict=True))
+            ])  # fmt: skip
+        seg = segmentation(embeddings, features, matches, targets, voxels)
+    return QueryLoss(seg, torch.stack(cls).sum(), matches)
 
 
 def match(
@@ -105,21 +111,51 @@ def class_targets(
 
 
 def segmentation(
-    masks: Float[Tensor, "b q c"],
+    masks: Sequence[Float[Tensor, "b q c"]],
     features: Float[Tensor, "b c n"],
-    matches: Sequence[Match],
+    matches: Sequence[Sequence[Match]],
     targets: Sequence[Segments],
-    points: Points,
+    voxels: Sequence[Sequence[Int[Tensor, "_ p"]]],
 ) -> Float[Tensor, ""]:
-    """L_seg of one prediction: the mean over matched masks; 0 where there is none."""
-    losses = [masks.new_zeros(0)]
-    for n, (found, target) in enumerate(zip(matches, targets, strict=True)):
-        if not len(found.queries):
-            continue
-        logits = masks[n, found.queries] @ features[n]
-        truth = target.masks[found.segments]
-        at = mask_points(logits, truth, target.counted, points)
-        entropy, dice = mask_losses(logits.gather(1, at), truth.gather(1, at).to(logits))
-        losses.append(entropy + dice)
-    together = torch.cat(losses)
-    return together.mean() if len(together) else masks.sum() * 0.0
+    """L_seg, summed over predictions: of each the mean over matched masks, 0 where there is none.
+
+    Features of a sample are gathered once, at the voxels of all its masks and predictions: each
+    gathering by itself would cost a gradient as large as the features, which are whole volumes.
+
+    Args:
+        masks: embeddings of each prediction.
+        features: that masks are products with.
+        matches: of each prediction, of each sample.
+        targets: of each sample.
+        voxels: of each prediction, of each sample with a match: where its masks are compared.
+    """
+    losses: list[list[Tensor]] = [[] for _ in masks]
+    for n, (of_sample, target) in enumerate(zip(features.unbind(), targets, strict=True)):
+        every = torch.cat([of[n].flatten() for of in voxels])
+        gathered = of_sample.gather(1, every.expand(len(of_sample), -1))
+        parts = gathered.split([of[n].numel() for of in voxels], dim=1)
+        for i, (part, at) in enumerate(zip(parts, (of[n] for of in voxels), strict=True)):
+            found = matches[i][n]
+            embedded = masks[i][n, found.queries]
+            logits = torch.einsum("mc,cmp->mp", embedded, part.unflatten(1, at.shape))
+            truth = target.masks[found.segments].gather(1, at)
+            entropy, dice = mask_losses(logits, truth.to(logits))
+            losses[i].append(entropy + dice)
+    together = [torch.cat(of) for of in losses]
+    means = [of.mean() if len(of) else masks[i].sum() * 0.0 for i, of in enumerate(together)]
+    return torch.stack(means).sum()
+
+
+@torch.no_grad()
+def compared_at(
+    masks: Float[Tensor, "q c"],
+    features: Float[Tensor, "c n"],
+    match: Match,
+    target: Segments,
+    points: Points,
+) -> Int[Tensor, "m p"]:
+    """Voxels at which the matched masks of one prediction and sample are compared."""
+    if not len(match.queries):
+        return match.queries.new_zeros((0, points.count))
+    logits = masks[match.queries] @ features
+    return mask_points(logits, target.masks[match.segments], target.counted, points)
