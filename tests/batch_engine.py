@@ -126,9 +126,6 @@ def command(source: Path, out: Path, notes: Path, *more: object) -> subprocess.P
     )
 
 
-
-
-
 def main() -> None:
     """The command, with this segmenter in the place of the networks."""
     from hepar.batch import night

@@ -289,10 +289,17 @@ def test_property_BA07_names_of_any_kind_get_safe_and_distinct_folders(tmp_path)
         assert not set(folder) & set('<>:"/\\|?*')
         stem = folder.split(".")[0].lower()
         assert stem not in ("nul", "com1", "stale")
-        assert not folder.endswith((".csv", ".json", ".sqlite"))
+        assert folder not in ("batch.csv", "batch.json", "ledger.sqlite")
     assert {"肝 CT (1)", "-rf", "$(touch HACKED)"} <= set(folders)
     assert all(run_study(job).state == "done" for job in jobs)
     assert {p.name for p in out.iterdir()} == set(folders)
+    begun = started(notes)
+    document = run_batch(source, out, engine(notes))
+    assert document["counts"]["done"] == len(HOSTILE)
+    assert started(notes) == begun
+    with (out / "batch.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["folder"] for row in rows] == [s["folder"] for s in document["studies"]]
     for job in jobs:
         assert job.source is not None
         image = (job.source / "image.bin").read_bytes()
@@ -302,14 +309,3 @@ def test_property_BA07_names_of_any_kind_get_safe_and_distinct_folders(tmp_path)
     later = {job.source: job.folder for job in plan(source, out, engine(notes)).jobs}
     assert {job.source: later[job.source] for job in jobs}.items() <= later.items()
     assert {job.folder for job in jobs} == {later[job.source] for job in jobs}
-
-
-def test_property_BA07_a_summary_of_such_names_can_be_read(tmp_path):
-    source = write_studies(tmp_path / "in", dict.fromkeys(HOSTILE, "refuse"))
-    process = command(source, tmp_path / "out", tmp_path / "notes")
-    said, errors = process.communicate()
-    assert process.returncode == 11, errors
-    document = json.loads(said)
-    assert document["counts"]["failed"] == len(HOSTILE)
-    with (tmp_path / "out" / "batch.csv").open(newline="", encoding="utf-8") as stream:
-        assert len(list(csv.DictReader(stream))) == len(HOSTILE)
