@@ -181,8 +181,8 @@ def deterministic(seed: int) -> None:
     """Seed Python, numpy and torch, and ask torch for deterministic kernels.
 
     Own code draws from explicit generators; the global ones are seeded for libraries that use
-    them. numpy and torch are imported here and not before. CUDA needs its workspace fixed before the first
-    call, hence the environment variable, which a value set by the user overrules.
+    them. numpy and torch are imported here and not before. CUDA needs its workspace fixed before
+    the first call, hence the environment variable, which a value set by the user overrules.
 
     Args:
         seed: non-negative.

@@ -17,8 +17,15 @@ from batch_engine import command, engine, started, write_studies
 from hepar.batch.job import RECORD, run_study
 from hepar.batch.night import run_batch
 from hepar.batch.plan import plan
+from hepar.data.phantoms import grid_of
+from hepar.infer.bundle import default_bundle_path, load_bundle
 from hepar.io.dicom_write import write_dicom_series
+from hepar.io.nifti import write_nifti
+from hepar.phantom.anatomy import anatomy
+from hepar.phantom.scanner import paint
+from hepar.pipeline import Pipeline
 from hepar.provenance import sha256_tree
+from hepar.study import Phase
 from small_ct import volume
 
 NAMES = tuple(f"study {number:02d}" for number in range(50))
@@ -309,3 +316,37 @@ def test_property_BA07_names_of_any_kind_get_safe_and_distinct_folders(tmp_path)
     later = {job.source: job.folder for job in plan(source, out, engine(notes)).jobs}
     assert {job.source: later[job.source] for job in jobs}.items() <= later.items()
     assert {job.folder for job in jobs} == {later[job.source] for job in jobs}
+
+
+@pytest.mark.full
+def test_regression_BA01_the_shipped_networks_work_in_a_batch(tmp_path):
+    """Two phantom patients and a row without a file: the results are those of `hepar segment`."""
+    rows = ["case_id,pv", "nobody,nowhere.nii.gz"]
+    for seed in (920_006, 920_007):
+        patient = anatomy(seed, spacing_mm=(5.0, 3.0, 3.0))
+        grid = grid_of(patient)
+        write_nifti(tmp_path / f"{seed}.nii.gz", paint(patient, seed).hu["PV"], grid)
+        rows.append(f"{seed},{seed}.nii.gz")
+    table, out = tmp_path / "cohort.csv", tmp_path / "out"
+    table.write_text("\n".join(rows) + "\n")
+    document = run_batch(table, out)
+    found = {s["study"]: (s["state"], s["code"]) for s in document["studies"]}
+    assert found == {
+        "920006": ("done", None),
+        "920007": ("done", None),
+        "nobody": ("failed", "E_NO_IMAGE"),
+    }
+    pipeline = Pipeline(load_bundle(default_bundle_path()))
+    for study in document["studies"][:2]:
+        name = study["study"]
+        stated = {Phase.PV: tmp_path / f"{name}.nii.gz"}
+        findings = pipeline.segment(None, tmp_path / "alone" / name, stated=stated)
+        assert study["lesions"] == len(findings.lesions)
+        assert study["tumor_burden"] == findings.tumor_burden
+        for file in ("segmentation.nii.gz", "lesions.nii.gz", "lesions.csv", "ingest.json"):
+            together = (out / name / file).read_bytes()
+            assert together == (tmp_path / "alone" / name / file).read_bytes()
+    before = records(out)
+    again = run_batch(table, out)
+    assert again == document  # attempts too: nothing was begun
+    assert records(out) == before

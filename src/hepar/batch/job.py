@@ -24,7 +24,7 @@ from hepar.provenance import hepar_version, sha256_file, sha256_json
 LOG = logging.getLogger(__name__)
 # Written last into the folder of a study: what the result was made from, and a hash of each file.
 RECORD = "study.json"
-_SEAL = "sha256"
+_SEAL, _SCHEMA = "sha256", "1"
 
 
 @runtime_checkable
@@ -269,7 +269,8 @@ def read_record(place: Path) -> dict[str, Any] | None:
         del record[_SEAL]
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return record if _sealed(record) == data else None
+    whole = _sealed(record) == data and record.get("schema_version") == _SCHEMA
+    return record if whole else None
 
 
 def _sealed(record: Mapping[str, Any]) -> bytes:
@@ -294,7 +295,7 @@ def _segment(job: Job) -> tuple[dict[str, Any], str]:
         found = segmenter.segment(job.source, staged, dict(job.stated))
         files = sorted(path for path in staged.rglob("*") if path.is_file())
         record = {
-            "schema_version": "1",
+            "schema_version": _SCHEMA,
             "name": job.name,
             "origin": job.origin,
             "key": vars(job.key),
@@ -320,6 +321,8 @@ def _outcome(job: Job, record: Mapping[str, Any], digest: str, seconds: float | 
 
 def _holds_more(place: Path) -> bool:
     """Whether files lie there that are no results of ours, and so must not be removed."""
+    if place.is_file():
+        return True
     record = read_record(place)
     ours = {RECORD, *(record["files"] if record else ())}
     return any(

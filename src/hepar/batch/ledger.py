@@ -49,6 +49,7 @@ _COLUMNS = {
     "burden": "REAL",
     "outputs": "TEXT",
 }
+_UNFINISHED = "SELECT {} FROM study WHERE state IN ('queued', 'running') ORDER BY rowid"
 State = Literal["queued", "running", "done", "failed"]
 
 
@@ -117,7 +118,8 @@ class Ledger:
         with self._change():
             row = self._one(job.folder)
             if row is None or row.key != job.key or not self._is_leased(row):
-                self._write(job, "queued", 0)
+                again = row is not None and row.key == job.key
+                self._write(job, "queued", row.attempts if again and row else 0)
 
     def record(self, job: Job, outcome: Outcome) -> None:
         """A study is done, or failed, without having been run by anyone now."""
@@ -133,12 +135,12 @@ class Ledger:
             jobs: by folder; the first that can be had is taken.
         """
         with self._change():
-            rows = self._waiting(jobs)
-            for folder, job in jobs.items():
-                row = rows.get(folder)
-                if row is not None and not self._is_leased(row):
+            for found in self._base.execute(_UNFINISHED.format("*")):
+                row = _row(found)
+                job = jobs.get(row.folder)
+                if job is not None and job.key == row.key and not self._is_leased(row):
                     self._set(
-                        folder,
+                        row.folder,
                         state="running",
                         attempts=row.attempts + 1,
                         owner=self.owner,
@@ -149,7 +151,9 @@ class Ledger:
 
     def waiting(self, jobs: Mapping[str, Job]) -> int:
         """How many of these studies are not finished, whoever works at them."""
-        return len(self._waiting(jobs))
+        found = self._base.execute(_UNFINISHED.format("folder, inputs, settings, model"))
+        keys = ((jobs[folder].key, Key(*key)) for folder, *key in found if folder in jobs)
+        return sum(mine == key for mine, key in keys)
 
     def beat(self) -> None:
         """Tell that this process lives."""
@@ -191,11 +195,6 @@ class Ledger:
     def _one(self, folder: str) -> Row | None:
         found = self._base.execute("SELECT * FROM study WHERE folder = ?", (folder,)).fetchone()
         return None if found is None else _row(found)
-
-    def _waiting(self, jobs: Mapping[str, Job]) -> dict[str, Row]:
-        found = self._base.execute("SELECT * FROM study WHERE state IN ('queued', 'running')")
-        rows = {row.folder: row for row in map(_row, found)}
-        return {f: r for f, r in rows.items() if f in jobs and r.key == jobs[f].key}
 
     def _is_leased(self, row: Row) -> bool:
         return row.state == "running" and not is_lost(row.owner, row.heartbeat)
