@@ -276,3 +276,34 @@ def test_closed_form_a_worker_killed_while_idle_is_heard_of(tmp_path):
     with pytest.raises(EOFError):
         worker.hear()
     assert "SIGKILL" in worker.mourn()
+
+
+@pytest.mark.parametrize("can_be_started", [0, 1])
+def test_closed_form_processes_that_cannot_be_started_are_done_without(
+    can_be_started, tmp_path, monkeypatch, caplog
+):
+    source = write_studies(tmp_path / "in", {"a": "", "b": "", "c": ""})
+    left = [Worker] * can_be_started
+
+    def start(*args: object) -> Worker:
+        if not left:
+            raise OSError("no more processes")
+        return left.pop()(*args)
+
+    monkeypatch.setattr(night, "Worker", start)
+    out, notes = tmp_path / "out", engine(tmp_path / "notes")
+    if not can_be_started:
+        with pytest.raises(ResourceExhausted) as none:
+            run_batch(source, out, notes, workers=2)
+        assert none.value.code == "E_WORKER_DIED"
+        assert json.loads((out / "batch.json").read_text())["counts"]["open"] == 3
+        return
+    assert run_batch(source, out, notes, workers=2)["counts"]["done"] == 3
+    assert "W_FEWER_WORKERS" in caplog.text
+    assert sorted(started(tmp_path / "notes")) == ["a", "b", "c"]
+
+
+def test_closed_form_the_ledger_keeps_a_write_ahead_log(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    assert ledger._base.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    ledger.close()

@@ -104,7 +104,7 @@ class Engine:
     """How the studies of a batch are segmented: the same for all of them.
 
     Attributes:
-        model: model folder; None for the shipped one.
+        model: model folder, absolute where jobs are done from elsewhere; None for the shipped one.
         device: `cpu`, `cuda`, `mps`.
         probabilities: also write probability maps.
         interpolate_gaps: whether single lost slices may be made up from their neighbors.

@@ -295,7 +295,8 @@ def _connected(path: Path) -> sqlite3.Connection:
     base = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
     try:
         base.row_factory = sqlite3.Row
-        base.execute("PRAGMA journal_mode = WAL")
+        with suppress(sqlite3.OperationalError):  # a file system without shared memory
+            base.execute("PRAGMA journal_mode = WAL")
         base.execute("PRAGMA synchronous = NORMAL")
         columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
         base.execute(f"CREATE TABLE IF NOT EXISTS study ({columns})")

@@ -92,6 +92,7 @@ def plan(
         InputRefused: `E_NO_CASES`, `E_COHORT`.
         ModelIntegrityError: the model cannot be used.
     """
+    source, out = source.absolute(), out.absolute()  # jobs may be done from elsewhere
     check(source, out, engine, num_parts, part_id)
     entries, notes = find_studies(source)
     twins = find_twins(entries)

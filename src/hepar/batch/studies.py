@@ -53,9 +53,14 @@ class Entry:
         return stated if self.source is None else (self.source, *stated)
 
     @property
+    def real_roots(self) -> tuple[Path, ...]:
+        """Every path of it, links followed."""
+        return tuple(Path(os.path.realpath(path)) for path in self.roots)
+
+    @property
     def origin(self) -> str:
         """SHA-256 of where it lies: the same for one study that is listed twice."""
-        paths = [os.fsencode(path.resolve()).hex() for path in self.roots]
+        paths = [os.fsencode(path).hex() for path in self.real_roots]
         return sha256_json({"paths": paths, "phases": [phase for phase, _ in self.stated]})
 
 
@@ -222,7 +227,7 @@ def check_places(source: Path, out: Path, entries: Iterable[Entry]) -> None:
     """
     place = out.resolve()
     inside = source.is_dir() and place.is_relative_to(source.resolve())
-    if inside or any(r.resolve().is_relative_to(place) for e in entries for r in e.roots):
+    if inside or any(r.is_relative_to(place) for e in entries for r in e.real_roots):
         raise UsageError(
             "E_OUTPUT_PATH",
             "batch",
