@@ -75,7 +75,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
     orders = dict.fromkeys(NAMES, "") | {name: order for name, (order, _) in POISON.items()}
     source = write_studies(folder / "in", orders | KILLS)
     out, notes = folder / "out", folder / "notes"
-    asked = (source, out, notes, "--workers", 2, "--timeout", 5)
+    asked = (source, out, notes, "--workers", 2, "--timeout", 10)
     first = command(*asked)
     first.communicate()
     before, begun = records(out), started(notes)

@@ -101,8 +101,8 @@ class Worker:
 def _serve(connection: Connection, engine: Engine, threads: int | None) -> None:
     with suppress(AttributeError, OSError):  # not POSIX
         os.setpgid(0, 0)
-    for name in (signal.SIGINT, signal.SIGTERM):  # of a whole job: its parent decides
-        signal.signal(name, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGTERM):  # to a whole job: its parent decides
+        signal.signal(signum, signal.SIG_IGN)
     os.dup2(2, 1)  # the parent's stdout is one JSON document
     threading.Thread(target=_end_with_parent, daemon=True).start()
     for name in _THREADS if threads else ():
