@@ -23,6 +23,10 @@ FLAGS = {
         *("--quiet", "--json"),
     },
     "inspect": {"--out", "--phase", "--interpolate-gaps", "--quiet", "--json"},
+    "batch": {
+        *("--out", "--workers", "--num-parts", "--part-id", "--timeout", "--interpolate-gaps"),
+        *("--model", "--probabilities", "--device", "--quiet", "--json"),
+    },
     "phantom": {
         *("--out", "--patients", "--seed", "--cohort", "--formats", "--check", "--quiet"),
     },
@@ -99,6 +103,7 @@ def run_python(code: str) -> str:
         "hepar.study",
         "hepar.geometry",
         "hepar.io.atomic",
+        "hepar.batch.job",
     ],
 )
 def test_closed_form_light_modules_do_not_import_torch(module):

@@ -54,6 +54,11 @@ class Steps:
             text = escape(f"{self._message} {detail}".rstrip())
             self._status.update(f"{text} [dim]({total:.0f} s so far)[/dim]")
 
+    def tell(self, line: str) -> None:
+        """Print a line at once, beside the steps."""
+        if self._console is not None:
+            self._console.print(escape(line))
+
     def finish(self) -> None:
         """Print the step that ends."""
         if self._console is not None and self._message:
@@ -188,6 +193,19 @@ def format_prepared(document: dict[str, Any], out: Path) -> str:
         volumes = f"liver {case['liver_ml']:.1f} ml, tumor {case['tumor_ml']:.1f} ml"
         lines.append(f"  {name}: {phases}; {volumes}")
         lines += [f"    {warning}" for warning in case["warnings"]]
+    return "\n".join(lines) + "\n"
+
+
+def format_batch(document: dict[str, Any], out: Path) -> str:
+    """How many studies came to which end, and every one that is not done with its remedy."""
+    lines = list(document["notes"])
+    for study in document["studies"]:
+        if study["state"] != "done":
+            said = f": {study['code']}: {study['message']}" if study["code"] else ""
+            lines.append(f"{study['study']}: {study['state']}{said}")
+            lines += [f"  remedy: {study['remedy']}"] if study["remedy"] else []
+    counts = ", ".join(f"{count} {state}" for state, count in document["counts"].items())
+    lines.append(f"{counts}: {_place(out / document['table'])}")
     return "\n".join(lines) + "\n"
 
 

@@ -22,8 +22,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 PACKAGES = (
     "torch",
     "numpy",
@@ -183,12 +181,14 @@ def deterministic(seed: int) -> None:
     """Seed Python, numpy and torch, and ask torch for deterministic kernels.
 
     Own code draws from explicit generators; the global ones are seeded for libraries that use
-    them. torch is imported here and not before. CUDA needs its workspace fixed before the first
-    call, hence the environment variable, which a value set by the user overrules.
+    them. numpy and torch are imported here and not before. CUDA needs its workspace fixed before
+    the first call, hence the environment variable, which a value set by the user overrules.
 
     Args:
         seed: non-negative.
     """
+    import numpy as np
+
     random.seed(seed)
     np.random.seed(seed % 2**32)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -25,12 +25,13 @@ STALE, NOTE = "stale", "why.json"
 
 
 @contextmanager
-def set_aside(out: Path | str, names: Sequence[str]) -> Iterator[None]:
+def set_aside(out: Path | str, names: Sequence[str], *, keep: bool = False) -> Iterator[None]:
     """Move earlier results out of `out` for the time of this block, and for good where it fails.
 
     Args:
         out: folder of results; need not exist.
         names: files and folders that a run leaves; no other is touched.
+        keep: leave them in `stale/` after a success too: they hold more than results.
 
     Raises:
         ResourceExhausted: `E_OUTPUT_WRITE`, they cannot be moved.
@@ -40,8 +41,7 @@ def set_aside(out: Path | str, names: Sequence[str]) -> Iterator[None]:
     if not earlier:
         yield
         return
-    place = _place(folder)
-    _move(folder, place, earlier)
+    place = _move(folder, earlier)
     _note(place, "The run that was to replace these results has not finished.")
     try:
         yield
@@ -53,23 +53,33 @@ def set_aside(out: Path | str, names: Sequence[str]) -> Iterator[None]:
             place.relative_to(folder).as_posix(),
         )
         raise
+    if keep:
+        _note(place, "The run that replaced these results succeeded; here lies more than results.")
+        return
     shutil.rmtree(place, ignore_errors=True)
     with suppress(OSError):  # results of other failed runs lie there
         place.parent.rmdir()
 
 
-def _place(folder: Path) -> Path:
+def _new_place(folder: Path) -> Path:
+    """A folder that this run alone has made, though others look for one at the same time."""
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     place, number = folder / STALE / now, 1
-    while place.exists():
-        number += 1
-        place = folder / STALE / f"{now}-{number}"
-    return place
+    while True:
+        place.parent.mkdir(exist_ok=True)
+        try:
+            place.mkdir()
+            return place
+        except FileExistsError:
+            number += 1
+            place = folder / STALE / f"{now}-{number}"
+        except FileNotFoundError:  # another run, which emptied `stale/`, removed it
+            continue
 
 
-def _move(folder: Path, place: Path, names: Sequence[str]) -> None:
+def _move(folder: Path, names: Sequence[str]) -> Path:
     try:
-        place.mkdir(parents=True)
+        place = _new_place(folder)
         for name in names:
             os.rename(folder / name, place / name)
     except OSError as error:
@@ -79,6 +89,7 @@ def _move(folder: Path, place: Path, names: Sequence[str]) -> None:
             f"earlier results in {folder.name} cannot be moved: {error.strerror or error}.",
             "Name another folder with -o, or make this one writable.",
         ) from error
+    return place
 
 
 def _note(place: Path, message: str) -> None:

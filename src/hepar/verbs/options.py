@@ -22,6 +22,10 @@ Phases = Annotated[
     ),
 ]
 Gaps = Annotated[bool, arg(help="Make up single lost slices from their neighbors, and say which.")]
+Model = Annotated[Path | None, arg(metavar="DIR", help="Model folder; the shipped one by default.")]
+Probabilities = Annotated[
+    bool, arg(help="Also write the tumor probability, and where the network is unsure.")
+]
 Overrides = Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(name="set", metavar="KEY=VALUE", help="Change a value of the recipe: schedule.steps=50."),

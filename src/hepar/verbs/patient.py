@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 from hepar.arguments import pick_device, stated_phases
 from hepar.console import complain, format_findings, format_inspection, progress, unlogged
 from hepar.errors import InputRefused, UsageError
-from hepar.verbs.options import Device, Gaps, Json, Out, Phases, Quiet
+from hepar.verbs.options import Device, Gaps, Json, Model, Out, Phases, Probabilities, Quiet
 
 if TYPE_CHECKING:
     from hepar.io.ingest import Ingest
@@ -35,12 +35,8 @@ def segment(
     out: Out,
     phases: Phases = (),
     interpolate_gaps: Gaps = False,
-    model: Annotated[
-        Path | None, arg(metavar="DIR", help="Model folder; the shipped one by default.")
-    ] = None,
-    probabilities: Annotated[
-        bool, arg(help="Also write the tumor probability, and where the network is unsure.")
-    ] = False,
+    model: Model = None,
+    probabilities: Probabilities = False,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
