@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from hepar.arguments import pick_device, stated_phases
+from hepar.arguments import refuse_own_results, stated_phases
 from hepar.console import complain, format_findings, format_inspection, progress, unlogged
 from hepar.errors import InputRefused, UsageError
-from hepar.verbs.options import Device, Gaps, Json, Out, Phases, Quiet
+from hepar.infer.device import pick_device
+from hepar.verbs.options import Device, Gaps, Json, LiverMask, ModelFolder, Out, Phases, Quiet
 
 if TYPE_CHECKING:
     from hepar.io.ingest import Ingest
@@ -35,9 +36,12 @@ def segment(
     out: Out,
     phases: Phases = (),
     interpolate_gaps: Gaps = False,
-    model: Annotated[
-        Path | None, arg(metavar="DIR", help="Model folder; the shipped one by default.")
+    liver: LiverMask = None,
+    tumor: Annotated[
+        Path | None,
+        arg(metavar="MASK", help="Lesions that are known: ids, 0 and 1, or a label map; NIfTI."),
     ] = None,
+    model: ModelFolder = None,
     probabilities: Annotated[
         bool, arg(help="Also write the tumor probability, and where the network is unsure.")
     ] = False,
@@ -50,6 +54,7 @@ def segment(
     from hepar.infer.tiling import Tiling
     from hepar.io.stale import set_aside
     from hepar.pipeline import Pipeline
+    from hepar.stages.given import read_given
     from hepar.stages.report import RESULTS
 
     stated = stated_phases(phases)
@@ -57,6 +62,12 @@ def segment(
         raise UsageError(
             "E_USAGE", "cli", "No study was given.", "Give a folder or file, or --phase PHASE=PATH."
         )
+    if tumor is not None and probabilities:
+        raise UsageError(
+            "E_USAGE", "cli", "A given tumor has no probability.", "Drop --probabilities."
+        )
+    refuse_own_results(out, (liver, tumor))
+    given = read_given(liver, tumor)
     # Also a model that cannot be loaded must not leave older results looking new, and no sheet of
     # another study may stay beside these.
     with set_aside(out, (*RESULTS, "series.png")), progress(quiet) as step:
@@ -64,7 +75,9 @@ def segment(
         bundle = load_bundle(model or default_bundle_path())
         tiling = Tiling(device=pick_device(device))
         pipeline = Pipeline(bundle, tiling, step, interpolate_gaps)
-        findings = pipeline.segment(study, out, stated=stated, probabilities=probabilities)
+        findings = pipeline.segment(
+            study, out, stated=stated, probabilities=probabilities, given=given
+        )
     if as_json:
         sys.stdout.write(findings.model_dump_json(indent=2) + "\n")
     else:
