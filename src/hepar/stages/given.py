@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from hepar.data.cohort import SAME_VOXELS
 from hepar.data.importers.placing import liver_share, tumor_apart
+from hepar.errors import InputRefused
 from hepar.geometry import Grid, canonical
 from hepar.infer.calibrate import LiverCalibration
 from hepar.infer.components import components
@@ -48,7 +49,7 @@ _MIN_INSIDE = 0.99
 _MIN_LIKE_LIVER, _USUAL_LIKE_LIVER = 0.5, 0.8
 # Of the liver: a label 1 that covers more, in a mask of the labels 1 and 2 alone, is the organ.
 _ORGAN_SHARE = 0.5
-_MAX_POINTS = 200_000
+_MAX_POINTS, _MAX_LISTED = 200_000, 8
 
 Source = Path | str | Volume
 
@@ -102,16 +103,16 @@ def read_given(liver: Source | None, tumor: Source | None) -> Given:
         mask = _read(liver, "mask")
         values = _values(mask)
         if values[-1] > TUMOR:
-            raise refuse("E_MASK_VALUES", f"{mask.name} {_holds(mask)}.", _STAGE)
+            raise _wrong_values(mask)
         if LIVER not in values:
-            raise refuse("E_MASK_EMPTY", f"{mask.name} holds no liver (label 1).", _STAGE)
+            raise refuse("E_MASK_EMPTY", f"There is no liver (label 1) in {mask.name}.", _STAGE)
         return Given(mask, mask)
     organ = None if liver is None else _read(liver, "liver mask")
     lesions = None if tumor is None else _read(tumor, "tumor mask")
     if organ is not None and len(values := _values(organ)) > 1 and values != [LIVER, TUMOR]:
-        raise refuse("E_MASK_VALUES", f"{organ.name} {_holds(organ)}.", _STAGE)
+        raise _wrong_values(organ)
     if lesions is not None and _values(lesions)[-1] > np.iinfo(np.uint16).max:
-        raise refuse("E_MASK_VALUES", f"{lesions.name} {_holds(lesions)}.", _STAGE)
+        raise _wrong_values(lesions)
     return Given(organ, lesions)
 
 
@@ -150,10 +151,10 @@ def given_liver(aligned: AlignedStudy, mask: GivenMask) -> LiverCase:
     liver = array > 0
     box = liver_box(liver, aligned.grid, BOX_MARGIN_MM)
     if box is None:
-        raise refuse("E_MASK_EMPTY", f"{mask.name} covers no voxel of the series.", _STAGE)
+        raise refuse("E_MASK_EMPTY", f"No voxel of the series lies in {mask.name}.", _STAGE)
     liver_ml = float(liver.sum()) * aligned.grid.voxel_ml
     if liver_ml < LiverCalibration().min_volume_ml:
-        raise refuse("E_MASK_IMAGE", f"{mask.name} has a liver of {liver_ml:.1f} ml.", _STAGE)
+        raise refuse("E_MASK_IMAGE", f"The liver in {mask.name} has {liver_ml:.1f} ml.", _STAGE)
     share = liver_share(aligned.volumes[aligned.reference].array[box.slices], liver[box.slices])
     percent = f"{100 * share:.0f} % of {mask.name} has a liver's HU"
     if share < _MIN_LIKE_LIVER:
@@ -212,7 +213,7 @@ def _read(source: Source, name: str) -> GivenMask:
             raise refuse("E_MASK_FORMAT", f"{path.name} is no NIfTI file.", _STAGE)
         mask = GivenMask(read_label(path), sha256_file(path), path.name)
     if not mask.volume.array.any():
-        raise refuse("E_MASK_EMPTY", f"{mask.name} is empty.", _STAGE)
+        raise refuse("E_MASK_EMPTY", f"No voxel of {mask.name} is set.", _STAGE)
     return mask
 
 
@@ -241,10 +242,11 @@ def _values(mask: GivenMask) -> list[int]:
     return sorted(found)
 
 
-def _holds(mask: GivenMask) -> str:
+def _wrong_values(mask: GivenMask) -> InputRefused:
     values = _values(mask)
-    listed = ", ".join(map(str, values[:8]))
-    return f"holds the labels {listed}{f' and {len(values) - 8} more' if len(values) > 8 else ''}"
+    more = f" and {len(values) - _MAX_LISTED} more" if len(values) > _MAX_LISTED else ""
+    listed = ", ".join(map(str, values[:_MAX_LISTED]))
+    return refuse("E_MASK_VALUES", f"Labels {listed}{more} stand in {mask.name}.", _STAGE)
 
 
 def _axial(grid: Grid) -> Grid:
