@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -307,6 +308,22 @@ def test_closed_form_hashes_are_those_of_the_files(tmp_path):
     assert first != second
 
 
+def test_property_the_name_of_a_mask_is_not_repeated(patient, tmp_path):
+    aligned, case, _ = patient
+    z, y, x = aligned.source_grid.spacing_mm
+    finer = aligned.source_grid.with_spacing((z, y / 2, x / 2))
+    mask = on_source(case.liver.astype(np.uint8), aligned).array
+    path = tmp_path / "Zztop_Canary_liver.nii"
+    write_nifti(path, mask.repeat(2, axis=1).repeat(2, axis=2), finer)
+    found = given_liver(aligned, read_given(path, None).liver)
+    assert found.warnings[0].startswith("W_MASK_RESAMPLED: *_*_liver.nii lies")
+    write_nifti(path, mask * 0, aligned.source_grid)
+    for source in (path, tmp_path / "Zztop_Canary_absent.nii"):
+        with pytest.raises(InputRefused) as refusal:
+            read_given(source, None)
+        assert "Canary" not in str(refusal.value)
+
+
 class Everywhere(Echo):
     """A network that takes all it sees for liver."""
 
@@ -344,6 +361,8 @@ def test_closed_form_nothing_written_claims_a_confidence(written):
     assert [lesion["confidence"] for lesion in findings["lesions"]] == [None, None]
     assert findings["diagnosis"]["patient"] == {}
     assert set(findings["given"]) == {"liver", "tumor"}
+    header = nib.load(written / "segmentation.nii.gz").header
+    assert bytes(header["descrip"]).startswith(b"hepar 0 given masks research use only")
     with (written / "lesions.csv").open(newline="") as stream:
         assert [row["confidence"] for row in csv.DictReader(stream)] == ["", ""]
     page = (written / "report.html").read_text()

@@ -1,4 +1,4 @@
-"""What flags mean: stated phases, and where results may go, checked before anything runs."""
+"""What flags mean: phases, device, where results may go; checked before anything runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hepar.errors import UsageError
+from hepar.infer.device import pick_device as pick_device
 
 if TYPE_CHECKING:
     from hepar.study import Phase

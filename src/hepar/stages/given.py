@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from hepar.data.cohort import SAME_VOXELS
 from hepar.data.importers.placing import liver_share, tumor_apart
-from hepar.errors import InputRefused
+from hepar.errors import HeparError, InputRefused
 from hepar.geometry import Grid, canonical
 from hepar.infer.calibrate import LiverCalibration
 from hepar.infer.components import components
 from hepar.infer.lesion_map import measured_map, numbered
 from hepar.infer.liver_extent import BOX_MARGIN_MM, extent_doubts
 from hepar.io.nifti import histogram, read_label
+from hepar.io.privacy import Mask, names_in, public_name
 from hepar.io.refusal import refuse
 from hepar.preprocess import liver_box
 from hepar.provenance import sha256_file
@@ -61,7 +62,7 @@ class GivenMask:
     Attributes:
         volume: non-negative whole numbers on the mask's own voxels.
         sha256: of its file; of array and grid where it came as an array.
-        name: for messages.
+        name: for messages; it names no patient.
     """
 
     volume: Volume
@@ -208,13 +209,20 @@ def _read(source: Source, name: str) -> GivenMask:
         digest.update(np.ascontiguousarray(array).tobytes())
         mask = GivenMask(Volume(array, grid), digest.hexdigest(), f"the {name}")
     else:
-        path = Path(source)
-        if path.is_dir() or _is_dicom(path):
-            raise refuse("E_MASK_FORMAT", f"{path.name} is no NIfTI file.", _STAGE)
-        mask = GivenMask(read_label(path), sha256_file(path), path.name)
+        mask = _read_file(Path(source))
     if not mask.volume.array.any():
         raise refuse("E_MASK_EMPTY", f"No voxel of {mask.name} is set.", _STAGE)
     return mask
+
+
+def _read_file(path: Path) -> GivenMask:
+    """A mask on disk, whose name may name a patient."""
+    try:
+        if path.is_dir() or _is_dicom(path):
+            raise refuse("E_MASK_FORMAT", f"{path.name} is no NIfTI file.", _STAGE)
+        return GivenMask(read_label(path), sha256_file(path), public_name(path.name))
+    except HeparError as error:
+        raise Mask(names_in([path])).on_error(error) from None
 
 
 def _is_dicom(path: Path) -> bool:

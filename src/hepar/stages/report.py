@@ -250,8 +250,9 @@ def _may_show_names(case: LiverCase) -> bool:
 def _signature(findings: Findings) -> str:
     """Program and model in the 79 characters that a NIfTI header has for a description."""
     said = findings.provenance
-    model = str(dict(said.get("hashes", {})).get("model", ""))[:16]
-    return f"hepar {said.get('hepar', '')} model {model} research use only"
+    model = f"model {str(dict(said.get('hashes', {})).get('model', ''))[:16]}"
+    made = "given masks" if findings.given.keys() == {"liver", "tumor"} else model
+    return f"hepar {said.get('hepar', '')} {made} research use only"
 
 
 def input_sha256(phased: PhasedStudy) -> str:

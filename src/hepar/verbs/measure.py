@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from hepar.verbs.options import Device, Gaps, Json, LiverMask, ModelFolder, Out, Phases, Quiet
+from hepar.verbs.options import Device, Gaps, Json, LiverMask, Model, Out, Phases, Quiet
 from hepar.verbs.patient import segment
 
 
@@ -26,7 +26,7 @@ def measure(
     liver: LiverMask = None,
     phases: Phases = (),
     interpolate_gaps: Gaps = False,
-    model: ModelFolder = None,
+    model: Model = None,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,

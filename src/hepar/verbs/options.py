@@ -22,9 +22,7 @@ Phases = Annotated[
     ),
 ]
 Gaps = Annotated[bool, arg(help="Make up single lost slices from their neighbors, and say which.")]
-ModelFolder = Annotated[
-    Path | None, arg(metavar="DIR", help="Model folder; the shipped one by default.")
-]
+Model = Annotated[Path | None, arg(metavar="DIR", help="Model folder; the shipped one by default.")]
 LiverMask = Annotated[
     Path | None,
     arg(metavar="MASK", help="The liver, if it is known: 0 and 1, or a label map; NIfTI."),

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from hepar.arguments import refuse_own_results, stated_phases
+from hepar.arguments import pick_device, refuse_own_results, stated_phases
 from hepar.console import complain, format_findings, format_inspection, progress, unlogged
 from hepar.errors import InputRefused, UsageError
-from hepar.infer.device import pick_device
-from hepar.verbs.options import Device, Gaps, Json, LiverMask, ModelFolder, Out, Phases, Quiet
+from hepar.verbs.options import Device, Gaps, Json, LiverMask, Model, Out, Phases, Quiet
 
 if TYPE_CHECKING:
     from hepar.io.ingest import Ingest
@@ -41,7 +40,7 @@ def segment(
         Path | None,
         arg(metavar="MASK", help="Lesions that are known: ids, 0 and 1, or a label map; NIfTI."),
     ] = None,
-    model: ModelFolder = None,
+    model: Model = None,
     probabilities: Annotated[
         bool, arg(help="Also write the tumor probability, and where the network is unsure.")
     ] = False,

@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from hepar.arguments import pick_device
 from hepar.console import (
     format_number,
     format_scores,
     progress,
 )
 from hepar.errors import UsageError
-from hepar.infer.device import pick_device
 from hepar.verbs.options import Device, Json, Out, Overrides, Quiet
 
 
