@@ -28,6 +28,7 @@ from hepar.stages.report import compose, write_report
 from hepar.stages.tumor import find_lesions
 from hepar.study import (
     AlignedStudy,
+    Diagnosis,
     LesionDiagnosis,
     LesionMap,
     LiverCase,
@@ -370,6 +371,23 @@ def test_closed_form_nothing_written_claims_a_confidence(written):
     assert "none has a detection confidence" in page
     assert ".confidence" not in "".join(part for part in page.split() if "lesions." in part)
     assert "What the patient probably has" not in page
+
+
+def test_closed_form_the_page_says_what_a_patient_with_given_lesions_has(patient, tmp_path):
+    aligned, _, truth = patient
+    label = on_source(truth.label, aligned)
+    case, lesions = measured(aligned, label, label)
+    chances = {"hcc": 0.82, "fnh": 0.18}
+    judged = tuple(
+        LesionDiagnosis(lesion_id=k, probabilities=chances, label="hcc", abstained=False)
+        for k in (1, 2)
+    )
+    diagnosis = Diagnosis(lesions=judged, patient=given_probabilities(judged))
+    write_report(compose(case, lesions, diagnosis, {"hepar": "0"}), case, lesions, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert 'value="0.82" data-key="diagnosis.patient.hcc"' in page
+    assert "taking every given lesion for one" in page
+    assert "detection confidence &times;" not in page
 
 
 def test_closed_form_a_label_map_without_tumor_says_so(patient, tmp_path):

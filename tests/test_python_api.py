@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ from hepar.phantom.scanner import paint
 from hepar.pipeline import Pipeline
 from hepar.provenance import sha256_file
 from hepar.stages.arrays import study_of
+from hepar.stages.phases import assign_phases
 from hepar.stages.tumor import find_lesions
-from hepar.study import LesionMap, LiverCase, Phase, Volume
+from hepar.study import AlignedStudy, LesionMap, LiverCase, Phase, Volume
 from hepar.systems.baselines.hu_threshold import HuThresholdSettings
 from small_ct import volume
 
@@ -39,6 +42,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_nifti(place / "study" / "pv.nii.gz", scan.hu["PV"], grid_of(patient))
     write_nifti(place / "label.nii.gz", scan.label, grid_of(patient))
     return place
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _phases_by_name() -> Iterator[None]:
+    """Phases are told by names alone: what images tell is tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hepar.pipeline.assign_phases", lambda study, *_, **__: assign_phases(study))
+        yield
 
 
 def by_threshold(case: LiverCase, _: Model, **__: object) -> tuple[LiverCase, LesionMap]:
@@ -112,6 +123,33 @@ def test_regression_measuring_what_was_found_gives_what_was_found(page, folder):
     assert hashes["given_tumor"] == sha256_file(folder / "instances.nii.gz")
 
 
+def test_property_only_what_is_not_given_is_sought(page, folder, monkeypatch):
+    names, _ = page
+    found, drawn = names["result"], names["drawn"]
+    sought = []
+
+    def the_liver(aligned: AlignedStudy, *_: object, **__: object) -> LiverCase:
+        sought.append("liver")
+        return replace(found.liver, aligned=aligned)
+
+    def the_lesions(case: LiverCase, *_: Model, **__: object) -> tuple[LiverCase, LesionMap]:
+        sought.append("lesions")
+        return find_lesions(case, HuThresholdSettings())
+
+    monkeypatch.setattr("hepar.pipeline.find_liver", the_liver)
+    monkeypatch.setattr("hepar.pipeline.find_lesions", the_lesions)
+    lesion = Volume(drawn.array == 2, drawn.grid)
+    lesions_known = names["pipeline"](folder / "study", tumor=lesion)
+    assert sought == ["liver"]
+    assert set(lesions_known.findings.given) == {"tumor"}
+    np.testing.assert_array_equal(lesions_known.segmentation.array == 2, lesion.array)
+    liver_known = names["pipeline"](folder / "study", liver=drawn)
+    assert sought == ["liver", "lesions"]
+    assert set(liver_known.findings.given) == {"liver"}
+    np.testing.assert_array_equal(liver_known.segmentation.array > 0, drawn.array > 0)
+    assert all(lesion.confidence is not None for lesion in liver_known.findings.lesions)
+
+
 def test_property_measure_runs_no_network_for_masks_and_leaves_what_segment_leaves(
     folder, capsys, monkeypatch
 ):
@@ -133,7 +171,7 @@ def test_property_measure_runs_no_network_for_masks_and_leaves_what_segment_leav
         capsys, "measure", folder / "study", folder / "label.nii.gz", "-o", out, "--json", "-q"
     )
     assert code == 0
-    assert set(asked) == {"liver"}, "it tells phases, and knows no tumor"
+    assert set(asked) == {"liver"}, "of phases and registration; the tumor network is not loaded"
     document = json.loads(text)
     truth = read_label(folder / "label.nii.gz")
     np.testing.assert_array_equal(read_label(out / "segmentation.nii.gz").array, truth.array)
