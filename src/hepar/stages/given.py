@@ -125,11 +125,12 @@ def drawn_on(phased: PhasedStudy, given: Given) -> PhasedStudy:
         given: masks; without any, or where they lie on no phase's voxels, nothing changes.
     """
     mask = given.tumor or given.liver
-    for phase in REFERENCE_ORDER if mask is not None else ():
-        if phase in phased.volumes and mask is not None:
-            target = _axial(phased.source_grids[phase])
-            if _lies_on(_axial(mask.volume.grid), target):
-                return replace(phased, drawn_on=phase)
+    if mask is None:
+        return phased
+    there = _axial(mask.volume.grid)
+    for phase in REFERENCE_ORDER:
+        if phase in phased.volumes and _lies_on(there, _axial(phased.source_grids[phase])):
+            return replace(phased, drawn_on=phase)
     return phased
 
 
