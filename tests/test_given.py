@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 from dataclasses import replace
 from itertools import permutations, product
-from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
 from fake_systems import Echo, spec_3d
+from given_masks import measured, on_source
 from hepar.errors import InputRefused
-from hepar.geometry import Box, Grid, uncanonical
+from hepar.geometry import Box, Grid
 from hepar.infer.bundle import Model
 from hepar.infer.calibrate import TumorCalibration
 from hepar.infer.lesion_map import lesions_from_probability
 from hepar.io.dicom_write import write_dicom_series
 from hepar.io.nifti import write_nifti
-from hepar.stages.diagnose import TUMOR_FREE, diagnose, given_probabilities
-from hepar.stages.given import drawn_on, given_lesions, given_liver, read_given
-from hepar.stages.report import compose, write_report
+from hepar.stages.given import drawn_on, given_liver, read_given
 from hepar.stages.tumor import find_lesions
 from hepar.study import (
     AlignedStudy,
-    Diagnosis,
-    LesionDiagnosis,
     LesionMap,
     LiverCase,
     Phase,
@@ -48,17 +41,6 @@ def patient() -> tuple[AlignedStudy, LiverCase, LesionMap]:
     """A liver with two lesions, stored upside down and turned, and its truth."""
     case, lesions = liver_case(shape=SMALL)
     return case.aligned, case, lesions
-
-
-def on_source(array: np.ndarray, aligned: AlignedStudy) -> Volume:
-    """An array of the reference grid on the voxels of its file."""
-    return Volume(uncanonical(array, aligned.source_grid), aligned.source_grid)
-
-
-def measured(aligned: AlignedStudy, liver: Volume, tumor: Volume) -> tuple[LiverCase, LesionMap]:
-    given = read_given(liver, tumor)
-    assert given.liver is not None
-    return given_lesions(given_liver(aligned, given.liver), given)
 
 
 def test_oracle_a_given_label_map_measures_as_the_same_lesions_found(patient):
@@ -343,75 +325,3 @@ def test_property_no_network_redraws_a_given_liver(patient):
     assert not found.warnings
     redrawn, _ = find_lesions(replace(case, given=""), model)
     assert redrawn.liver_ml != kept.liver_ml
-
-
-@pytest.fixture(scope="module")
-def written(patient, tmp_path_factory) -> Path:
-    aligned, _, truth = patient
-    label = on_source(truth.label, aligned)
-    case, lesions = measured(aligned, label, label)
-    folder = tmp_path_factory.mktemp("given")
-    findings = compose(case, lesions, diagnose(case, lesions, None), {"hepar": "0"})
-    write_report(findings, case, lesions, folder, probabilities=True)
-    return folder
-
-
-def test_closed_form_nothing_written_claims_a_confidence(written):
-    assert not (written / "tumor_probability.nii.gz").exists()
-    findings = json.loads((written / "findings.json").read_text())
-    assert [lesion["confidence"] for lesion in findings["lesions"]] == [None, None]
-    assert findings["diagnosis"]["patient"] == {}
-    assert set(findings["given"]) == {"liver", "tumor"}
-    header = nib.load(written / "segmentation.nii.gz").header
-    assert bytes(header["descrip"]).startswith(b"hepar 0 given masks research use only")
-    with (written / "lesions.csv").open(newline="") as stream:
-        assert [row["confidence"] for row in csv.DictReader(stream)] == ["", ""]
-    page = (written / "report.html").read_text()
-    assert "2 lesions were given" in page
-    assert "none has a detection confidence" in page
-    assert ".confidence" not in "".join(part for part in page.split() if "lesions." in part)
-    assert "What the patient probably has" not in page
-
-
-def test_closed_form_the_page_says_what_a_patient_with_given_lesions_has(patient, tmp_path):
-    aligned, _, truth = patient
-    label = on_source(truth.label, aligned)
-    case, lesions = measured(aligned, label, label)
-    chances = {"hcc": 0.82, "fnh": 0.18}
-    judged = tuple(
-        LesionDiagnosis(lesion_id=k, probabilities=chances, label="hcc", abstained=False)
-        for k in (1, 2)
-    )
-    diagnosis = Diagnosis(lesions=judged, patient=given_probabilities(judged))
-    write_report(compose(case, lesions, diagnosis, {"hepar": "0"}), case, lesions, tmp_path)
-    page = (tmp_path / "report.html").read_text()
-    assert 'value="0.82" data-key="diagnosis.patient.hcc"' in page
-    assert "taking every given lesion for one" in page
-    assert "detection confidence &times;" not in page
-
-
-def test_closed_form_a_label_map_without_tumor_says_so(patient, tmp_path):
-    aligned, case, _ = patient
-    label = on_source(case.liver.astype(np.uint8), aligned)
-    after, lesions = measured(aligned, label, label)
-    diagnosis = diagnose(after, lesions, None)
-    assert (lesions.lesions, lesions.tumor_burden, diagnosis.patient) == ((), 0.0, {})
-    findings = compose(after, lesions, diagnosis, {"hepar": "0"})
-    write_report(findings, after, lesions, tmp_path)
-    page = (tmp_path / "report.html").read_text()
-    assert "No lesion was given in the liver." in page
-    assert "may be missed" not in page
-
-
-def test_closed_form_a_patient_has_what_the_named_lesions_are(patient):
-    _, case, truth = patient
-    judged = [
-        LesionDiagnosis(
-            lesion_id=k, probabilities={"hcc": p, "fnh": 1 - p}, label="hcc", abstained=open_left
-        )
-        for k, (p, open_left) in enumerate(((0.7, False), (0.6, False), (0.9, True)), 1)
-    ]
-    assert given_probabilities(tuple(judged)) == {"hcc": 0.7, "fnh": 0.4}
-    given = replace(truth, given="label 2 of a label map", probability=None)
-    assert TUMOR_FREE not in diagnose(case, given, None).patient
-    assert diagnose(case, given, None).groups == {}
