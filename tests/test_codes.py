@@ -33,7 +33,7 @@ ELSEWHERE = {
     *("W_INSTANCES", "W_LABELS_DROPPED", "W_LABEL_AFFINE", "W_LABEL_TURNED", "W_LIVER_HU"),
     *("W_LIVER_SIDE", "W_MASK_BY_NAME", "W_PATIENT_ABSENT", "W_PHASE_MOVED", "W_SPLIT"),
     *("W_STRATUM_UNKNOWN", "W_STRUCTURE_DOUBTFUL", "W_LIVER_MISSED", "W_NO_LIVER_TRUTH"),
-    *("W_NO_PROBABILITIES", "W_NO_TRUTH", "W_TUMOR_OUTSIDE_LIVER"),
+    *("W_NO_PROBABILITIES", "W_NO_TRUTH"),
     *("E_SAFETENSORS", "E_YAML", "E_TIMEOUT", "E_INTERNAL", "E_STUDY_SPLIT"),
     *("W_STUDY_TWICE", "W_NOT_A_STUDY", "W_LEDGER_REBUILT"),
 }
@@ -55,6 +55,7 @@ def tables() -> str:
     """The tables of the page, as Markdown."""
     used = codes_in_use()
     reading = {c for c in REMEDIES if any(_reads_a_study(f) for f in used.get(c, ()))}
+    given = {c for c in REMEDIES if used.get(c, set()) == {"stages/given.py"}}
     early = ("read", "phases")
     return "\n".join(
         [
@@ -64,7 +65,11 @@ def tables() -> str:
             "",
             "### Refused when a cohort is prepared",
             "",
-            *_refusals(REMEDIES.keys() - reading),
+            *_refusals(REMEDIES.keys() - reading - given),
+            "",
+            "### Refused when masks are given",
+            "",
+            *_refusals(given),
             "",
             "### Warned of when a study is read",
             "",

@@ -20,6 +20,10 @@ BEGIN, END = "<!-- tree -->\n", "<!-- /tree -->"
 FLAGS = {
     "segment": {
         *("--out", "--phase", "--interpolate-gaps", "--model", "--probabilities", "--device"),
+        *("--liver", "--tumor", "--quiet", "--json"),
+    },
+    "measure": {
+        *("--out", "--liver", "--phase", "--interpolate-gaps", "--model", "--device"),
         *("--quiet", "--json"),
     },
     "inspect": {"--out", "--phase", "--interpolate-gaps", "--quiet", "--json"},

@@ -1,11 +1,13 @@
-"""What flags mean: stated phases and the device, checked before anything runs."""
+"""What flags mean: phases, device, where results may go; checked before anything runs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hepar.errors import UsageError
+from hepar.infer.device import pick_device as pick_device
 
 if TYPE_CHECKING:
     from hepar.study import Phase
@@ -41,19 +43,20 @@ def stated_phases(pairs: tuple[str, ...]) -> dict[Phase, Path]:
     return stated
 
 
-def pick_device(name: str) -> str:
-    """`auto` as the best device there is.
+def refuse_own_results(out: Path, inputs: Iterable[Path | None]) -> None:
+    """Refuse to write results over a file that is read.
 
     Raises:
-        UsageError: `E_DEVICE`, there is no such device.
+        UsageError: `E_OUTPUT_PATH`, an input is one of the files that a run leaves in `out`.
     """
-    if name == "cpu":
-        return name
-    import torch
+    from hepar.stages.report import RESULTS
 
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return "cuda" if available["cuda"] else "cpu"
-    if not available[name]:
-        raise UsageError("E_DEVICE", "cli", f"No {name} device here.", "Use --device cpu or auto.")
-    return name
+    taken = {(out / name).resolve() for name in RESULTS}
+    for path in inputs:
+        if path is not None and path.resolve() in taken:
+            raise UsageError(
+                "E_OUTPUT_PATH",
+                "cli",
+                f"{path.name} lies where its own results would go.",
+                "Name another folder with -o, or move the mask.",
+            )

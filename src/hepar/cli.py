@@ -14,11 +14,13 @@ from hepar.console import complain
 from hepar.errors import EXIT_INTERNAL, HeparError
 from hepar.verbs.cohort import phantom, prepare
 from hepar.verbs.many import batch
+from hepar.verbs.measure import measure
 from hepar.verbs.patient import demo, inspect, segment
 from hepar.verbs.research import evaluate, info, reproduce, train
 
 VERBS: dict[str, Callable[..., None]] = {
     "segment": segment,
+    "measure": measure,
     "inspect": inspect,
     "batch": batch,
     "phantom": phantom,
@@ -59,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _without_names(text: str, arguments: list[str]) -> str:
     """What is said of a patient's study, without what its files and folders are called."""
-    if arguments[:1] not in (["segment"], ["inspect"], ["batch"]):
+    if arguments[:1] not in (["segment"], ["measure"], ["inspect"], ["batch"]):
         return text
     from hepar.io.privacy import scrub
 

@@ -231,7 +231,8 @@ def format_findings(findings: Findings, out: Path) -> str:
         size = f"{lesion.volume_ml:9.2f}{lesion.long_axis_mm:9.1f}{lesion.short_axis_mm:9.1f}"
         lines.append(f"{lesion.id:>3}{size}{hu}  {text}")
     if not findings.lesions:
-        lines.append("no lesion found")
+        lines.append(f"no lesion {'given' if 'tumor' in findings.given else 'found'}")
+    lines += [f"{name} given: {words}" for name, words in findings.given.items()]
     lines += list(findings.warnings)
     lines.append(f"report: {_place(out / 'report.html')}")
     return "\n".join(lines) + "\n"

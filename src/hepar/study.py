@@ -43,16 +43,7 @@ _LONG_NAMES = {
 PHASE_ORDER = (Phase.NC, Phase.ART, Phase.PV, Phase.DL)
 REFERENCE_ORDER = (Phase.PV, Phase.DL, Phase.ART, Phase.NC)
 
-LESION_TYPES = (
-    "hcc",
-    "icc",
-    "metastasis",
-    "hemangioma",
-    "fnh",
-    "cyst",
-    "calcification",
-    "other",
-)
+LESION_TYPES = ("hcc", "icc", "metastasis", "hemangioma", "fnh", "cyst", "calcification", "other")
 
 BACKGROUND, LIVER, TUMOR = 0, 1, 2
 
@@ -192,6 +183,7 @@ class PhasedStudy:
         study: where it came from.
         source_grids: grid of each phase's series as read, before any reorientation.
         warnings: codes, each with a sentence: `W_CODE: words`.
+        drawn_on: the phase that given masks were drawn on; None without such masks.
     """
 
     volumes: Mapping[Phase, Volume]
@@ -199,11 +191,12 @@ class PhasedStudy:
     study: Study
     source_grids: Mapping[Phase, Grid]
     warnings: tuple[str, ...] = ()
+    drawn_on: Phase | None = None
 
     @property
     def reference(self) -> Phase:
         """The phase the outputs lie on."""
-        return reference_phase(self.volumes)
+        return self.drawn_on or reference_phase(self.volumes)
 
 
 @dataclass(frozen=True)
@@ -270,7 +263,7 @@ class AlignedStudy:
 
 @dataclass(frozen=True)
 class LiverCase:
-    """A patient whose liver was found.
+    """A patient whose liver was found, or given.
 
     Attributes:
         aligned: the registered phases.
@@ -278,6 +271,7 @@ class LiverCase:
         box: the liver with a margin.
         liver_ml: its volume.
         warnings: `W_CODE: words`.
+        given: how a mask that somebody gave was read; empty where the liver was found.
     """
 
     aligned: AlignedStudy
@@ -285,6 +279,7 @@ class LiverCase:
     box: Box
     liver_ml: float
     warnings: tuple[str, ...] = ()
+    given: str = ""
 
 
 class Lesion(Record):
@@ -292,7 +287,8 @@ class Lesion(Record):
 
     `hu` and `liver_hu` map a phase name to a mean (lesion) and a median (liver parenchyma).
     `wash_in_hu` is ART - NC; `washout_hu` is the fall of the contrast to the liver from ART to DL,
-    or to PV where DL is absent. `features` is empty where they were not looked for.
+    or to PV where DL is absent. `confidence` is the chance that it is real, None of a lesion that
+    was given and not found. `features` is empty where they were not looked for.
     """
 
     id: int
@@ -306,7 +302,7 @@ class Lesion(Record):
     liver_hu: dict[str, float]
     wash_in_hu: float | None = None
     washout_hu: float | None = None
-    confidence: float
+    confidence: float | None
     features: tuple[ImagingFeature, ...] = ()
 
 
@@ -315,7 +311,7 @@ class LesionMap:
     """The tumors of a case.
 
     Attributes:
-        probability: `(z, y, x)` float32 on the liver box: tumor.
+        probability: `(z, y, x)` float32 on the liver box: tumor; None where tumors were given.
         label: uint8 on the reference grid: 0 background, 1 liver, 2 tumor.
         instances: uint16 on the reference grid: 0, or the lesion's id.
         lesions: measurements, by id.
@@ -325,9 +321,10 @@ class LesionMap:
             when it was not asked for, and for a method without probabilities.
         uncertainty_before: the same before the network refined its answer; None where it does not.
         types: what a typed system saw of the types of the lesions; None from other systems.
+        given: how a mask that somebody gave was read; empty where the tumors were found.
     """
 
-    probability: NDArray[np.float32]
+    probability: NDArray[np.float32] | None
     label: NDArray[np.uint8]
     instances: NDArray[np.uint16]
     lesions: tuple[Lesion, ...]
@@ -336,6 +333,7 @@ class LesionMap:
     uncertainty: NDArray[np.float32] | None = None
     uncertainty_before: NDArray[np.float32] | None = None
     types: TypeEvidence | None = None
+    given: str = ""
 
 
 class LesionDiagnosis(Record):
@@ -385,7 +383,7 @@ class RegistrationFinding(Record):
 
 
 class Findings(Record):
-    """Everything `hepar segment` found: the content of `findings.json`."""
+    """Everything that was found: the content of `findings.json`; `given`: masks that were not."""
 
     schema_version: Literal["1"] = "1"
     reference: str
@@ -397,4 +395,5 @@ class Findings(Record):
     lesions: tuple[Lesion, ...]
     diagnosis: Diagnosis
     warnings: tuple[str, ...]
+    given: dict[str, str] = Field(default_factory=dict)
     provenance: dict[str, Any]

@@ -38,7 +38,7 @@ def lesions_from_probability(
     labels, found = components(mask, least)
     peaks = [probability[p.box.slices][labels[p.box.slices] == p.label].max() for p in found]
     kept = tuple(p for p, peak in zip(found, peaks, strict=True) if peak >= calibration.min_peak)
-    return measured_map(case, probability, _numbered(labels, kept), calibration)
+    return measured_map(case, probability, numbered(labels, kept), calibration)
 
 
 def lesions_from_types(
@@ -120,16 +120,16 @@ def type_means(
 
 def measured_map(
     case: LiverCase,
-    probability: Float[np.ndarray, "z y x"],
+    probability: Float[np.ndarray, "z y x"] | None,
     inside: UInt16[np.ndarray, "z y x"],
-    calibration: TumorCalibration,
+    calibration: TumorCalibration | None = None,
 ) -> LesionMap:
     """Lesions measured, and their masks on the reference grid.
 
     Args:
         case: the liver.
-        probability: of tumor, on the liver box.
-        inside: ids of the lesions on the liver box, 1 to K.
+        probability: of tumor, on the liver box; None where the lesions were given.
+        inside: ids of the lesions on the liver box; given ones need not be consecutive.
         calibration: how sure a lesion is.
     """
     grid = case.aligned.grid
@@ -143,14 +143,14 @@ def measured_map(
     measured = measure_lesions(
         inside, liver, grid.crop(case.box), volumes, probability, misplaced=misplaced
     )
-    peaks = _peaks(probability, inside, len(measured))
+    peaks = [] if probability is None else _peaks(probability, inside, len(measured))
     lesions = []
-    for lesion, peak in zip(measured, peaks, strict=True):
+    for lesion in measured:
         placed = _shift(Box(*lesion.box_zyx), case.box)
         update: dict[str, Any] = {"box_zyx": (placed.start, placed.stop)}
-        if calibration.confidence is not None:
-            volume = np.array([lesion.volume_ml])
-            chance = lesion_chance(calibration.confidence, np.array([peak]), volume)
+        if peaks and calibration is not None and calibration.confidence is not None:
+            volume, peak = np.array([lesion.volume_ml]), np.array([peaks[lesion.id - 1]])
+            chance = lesion_chance(calibration.confidence, peak, volume)
             update["confidence"] = float(chance[0])
         lesions.append(lesion.model_copy(update=update))
     label = case.liver.astype(np.uint8) * np.uint8(LIVER)
@@ -172,7 +172,7 @@ def _peaks(
     return [float(peak) for peak in highest[1:]]
 
 
-def _numbered(
+def numbered(
     labels: NDArray[np.unsignedinteger], found: tuple[Component, ...]
 ) -> NDArray[np.uint16]:
     """Component labels renamed to 1..K in the order of `found`, everything else 0."""

@@ -138,7 +138,7 @@ def measure_lesion(
     grid: Grid,
     volumes: Mapping[str, NDArray[np.int16]],
     parenchyma_hu: Mapping[str, float],
-    probability: Float[np.ndarray, "z y x"],
+    probability: Float[np.ndarray, "z y x"] | None,
 ) -> Lesion:
     """Everything that is reported of one lesion.
 
@@ -149,7 +149,8 @@ def measure_lesion(
         grid: reference grid.
         volumes: HU by phase on `grid`.
         parenchyma_hu: `liver_hu`.
-        probability: tumor probability inside `box`.
+        probability: tumor probability inside `box`; None for a lesion that was given, which then
+            has no confidence.
     """
     long_axis, short_axis = feret_axes_mm(mask, grid.spacing_mm)
     center = np.argwhere(mask).mean(axis=0) + box.start
@@ -173,7 +174,9 @@ def measure_lesion(
         liver_hu=dict(parenchyma_hu),
         wash_in_hu=_wash_in(mean_hu),
         washout_hu=_washout(mean_hu, parenchyma_hu),
-        confidence=float(np.clip(probability[mask].mean(), 0.0, 1.0)),
+        confidence=(
+            None if probability is None else float(np.clip(probability[mask].mean(), 0.0, 1.0))
+        ),
     )
 
 
@@ -182,7 +185,7 @@ def measure_lesions(
     liver: Bool[np.ndarray, "z y x"],
     grid: Grid,
     volumes: Mapping[str, NDArray[np.int16]],
-    probability: Float[np.ndarray, "z y x"],
+    probability: Float[np.ndarray, "z y x"] | None,
     *,
     misplaced: Sequence[str] = (),
 ) -> tuple[Lesion, ...]:
@@ -193,7 +196,7 @@ def measure_lesions(
         liver: the organ, tumors included.
         grid: of all arrays.
         volumes: HU by phase.
-        probability: of tumor.
+        probability: of tumor; None where the lesions were given.
         misplaced: phases that no registration brought onto the grid. Their means are given as they
             are; features, which look at rims and borders, leave them out.
 
@@ -213,7 +216,8 @@ def measure_lesions(
             continue
         box = Box(*(tuple(getattr(p, end) for p in place) for end in ("start", "stop")))
         mask = instances[place] == number
-        lesion = measure_lesion(number, mask, box, grid, volumes, parenchyma, probability[place])
+        chance = None if probability is None else probability[place]
+        lesion = measure_lesion(number, mask, box, grid, volumes, parenchyma, chance)
         regions = lesion_regions(mask, box, liver, tumor, grid)
         cut = {phase: volume[regions.box.slices] for phase, volume in placed.items()}
         view = LesionView(regions, cut, parenchyma, noise, tuple(misplaced))

@@ -70,6 +70,13 @@ REMEDIES: dict[str, str] = {
     "E_MASK_SLICES": "Give masks with exactly one slice for each slice of the image.",
     "E_ALIGN_MASKS": "Give masks of every phase (art_label.nii.gz, ...), or another --align.",
     "E_LEAKAGE": "Leave the case out; with it, what is tested on would be trained on.",
+    "E_MASK_FORMAT": "Give the mask as NIfTI (.nii or .nii.gz); 3D Slicer, or dcmqi's "
+    "`segimage2itkimage`, saves a DICOM SEG as one.",
+    "E_MASK_VALUES": "Give a label map (0 background, 1 liver, 2 tumor), or ids of lesions (1 to "
+    "65535) together with a liver mask, which holds 0 and one other value.",
+    "E_MASK_EMPTY": "Give a mask that covers the organ; a label map with liver and no tumor says "
+    "that there is no lesion.",
+    "E_MASK_IMAGE": "Give the masks of this patient and this visit, saved with the image's affine.",
     "E_MEMORY": "Crop the volume, or use a machine with more memory.",
     "E_PHASES_UNKNOWN": "Name at least one phase, e.g. `--phase pv=PATH` (nc, art, pv, dl).",
     "E_PHASE_TWICE": "Give each phase its own file or folder.",
@@ -316,6 +323,27 @@ WARNINGS: dict[str, Notice] = {
         "The two networks disagree about the liver; the coarse mask is kept.",
         "Look at the outline and the lesions near it.",
         "tumor",
+    ),
+    "W_MASK_RESAMPLED": Notice(
+        "WARN",
+        "Mask from another grid",
+        "A given mask lies on no phase's voxels; nearest labels were taken by world coordinates.",
+        "Look whether its outline fits; better draw on the voxels of a series.",
+        "given",
+    ),
+    "W_MASK_HU": Notice(
+        "WARN",
+        "Given liver of unusual HU",
+        "More than a fifth of the given liver has not a liver's HU.",
+        "Look whether the mask lies on the organ.",
+        "given",
+    ),
+    "W_TUMOR_OUTSIDE_LIVER": Notice(
+        "WARN",
+        "Tumor outside the liver",
+        "Parts of the tumor mask touch no liver; they count all the same.",
+        "Look at those lesions, and correct the mask if they are none.",
+        "given",
     ),
     "W_MEMORY": Notice(
         "WARN",

@@ -99,14 +99,15 @@ def render_page(
 def headline(findings: Findings) -> str:
     """The result in one sentence."""
     count = len(findings.lesions)
+    seen = "given" if "tumor" in findings.given else "found"
     if not count:
-        return "No lesion was found in the liver."
+        return f"No lesion was {seen} in the liver."
     largest = max(findings.lesions, key=lambda lesion: lesion.long_axis_mm)
     named = {d.lesion_id: d for d in findings.diagnosis.lesions}.get(largest.id)
     if count == 1:
-        return f"One lesion of {largest.long_axis_mm} mm was found; {_probably(named)}."
+        return f"One lesion of {largest.long_axis_mm} mm was {seen}; {_probably(named)}."
     return (
-        f"{count} lesions were found. The largest, lesion {largest.id}, measures "
+        f"{count} lesions were {seen}. The largest, lesion {largest.id}, measures "
         f"{largest.long_axis_mm} mm; {_probably(named)}."
     )
 
@@ -185,8 +186,10 @@ def _percent(value: float, key: str) -> Markup:
     return data(value, key, _percent_text(value))
 
 
-def _chance(value: float, key: str) -> Markup:
+def _chance(value: float | None, key: str) -> Markup:
     """A probability as `<data>`; one that rounds to 1 is not shown as a certainty."""
+    if value is None:
+        return DASH
     return data(value, key, _chance_text(value))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from hepar.evaluate.patient import group_scores
 from hepar.lesion_evidence import TypeEvidence
-from hepar.study import LESION_TYPES, Diagnosis, LesionDiagnosis, LesionMap, LiverCase
+from hepar.study import LESION_TYPES, Diagnosis, Lesion, LesionDiagnosis, LesionMap, LiverCase
 from hepar.systems.baselines.enhancement_classifier import (
     UNCERTAIN,
     EnhancementClassifier,
@@ -41,19 +41,21 @@ def diagnose(
 
     Returns:
         A judgement for each lesion, and the patient's probabilities: LiverMax of a typed system,
-        else `patient_probabilities`.
+        else `patient_probabilities`. Of given lesions, `given_probabilities`.
     """
     if lesions.types is not None:
         judged = by_network(lesions, lesions.types)
         patient = {TUMOR_FREE: _tumor_free(lesions), **lesions.types.patient}
     else:
         judged = by_curve(case, lesions, classifier)
-        patient = patient_probabilities(lesions, judged)
+        given = bool(lesions.given)
+        patient = given_probabilities(judged) if given else patient_probabilities(lesions, judged)
+    open_left = bool(lesions.given) and any(j.abstained for j in judged)
     logger.info("%d of %d lesions named", sum(not j.abstained for j in judged), len(judged))
     return Diagnosis(
         lesions=judged,
         patient=patient,
-        groups=_groups(patient),
+        groups={} if open_left else _groups(patient),
         method="curve" if lesions.types is None else "network",
     )
 
@@ -131,13 +133,32 @@ def patient_probabilities(
     for lesion, judgement in zip(lesions.lesions, judged, strict=True):
         named = {UNCERTAIN: 1.0} if judgement.abstained else judgement.probabilities
         for name, chance in named.items():
-            patient[name] = max(patient.get(name, 0.0), lesion.confidence * chance)
+            patient[name] = max(patient.get(name, 0.0), _sure(lesion) * chance)
     return patient
+
+
+def given_probabilities(judged: tuple[LesionDiagnosis, ...]) -> dict[str, float]:
+    """What the patient has if every given lesion is one: of each type, its highest probability.
+
+    Nobody estimated whether the lesions are real, so nothing is said of a patient without lesions,
+    nor a number of those left unnamed.
+    """
+    patient: dict[str, float] = {}
+    for judgement in judged:
+        for name, chance in () if judgement.abstained else judgement.probabilities.items():
+            patient[name] = max(patient.get(name, 0.0), chance)
+    return patient
+
+
+def _sure(lesion: Lesion) -> float:
+    """The probability that a found lesion is real."""
+    assert lesion.confidence is not None
+    return lesion.confidence
 
 
 def _tumor_free(lesions: LesionMap) -> float:
     """The probability that even the surest lesion is not real."""
-    return 1.0 - max((lesion.confidence for lesion in lesions.lesions), default=0.0)
+    return 1.0 - max((_sure(lesion) for lesion in lesions.lesions), default=0.0)
 
 
 def _groups(patient: Mapping[str, float]) -> dict[str, float]:

@@ -7,6 +7,8 @@ the outputs are written.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,13 +31,7 @@ def harmonize(phased: PhasedStudy) -> PhasedStudy:
     for phase, volume in phased.volumes.items():
         turned, grid = canonical(volume.array, volume.grid)
         volumes[phase] = Volume(_hounsfield(turned), grid)
-    return PhasedStudy(
-        volumes=volumes,
-        readings=phased.readings,
-        study=phased.study,
-        source_grids=dict(phased.source_grids),
-        warnings=phased.warnings,
-    )
+    return replace(phased, volumes=volumes)
 
 
 def _hounsfield(array: Array) -> NDArray[np.int16]:

@@ -14,8 +14,9 @@ from hepar.geometry import Box, Grid
 from hepar.infer.bundle import Model
 from hepar.infer.calibrate import LiverCalibration
 from hepar.infer.components import fill_holes, largest
+from hepar.infer.liver_extent import BOX_MARGIN_MM, extent_doubts
 from hepar.infer.organs import coarse_view
-from hepar.infer.refine import USUAL_ML, no_liver
+from hepar.infer.refine import no_liver
 from hepar.infer.streaks import streaked_share
 from hepar.infer.tiling import Tiling
 from hepar.infer.unusual import SAME_SHARE, same_around, unusual
@@ -27,9 +28,6 @@ from hepar.systems.base import System
 
 log = logging.getLogger(__name__)
 
-BOX_MARGIN_MM = 10.0
-# A cut through the dome or the tip is small; a cut through the organ is not.
-TRUNCATED_MM2 = 1000.0
 # Share of the liver's slices with streaks: 0 to 0.1 in clean scans, 0.4 and more in spoiled ones.
 STREAKED = 0.2
 # Where the network is unsure, tissue halfway between liver and fat is not liver.
@@ -88,7 +86,7 @@ def find_liver(aligned: AlignedStudy, model: Model, *, tiling: Tiling | None = N
     same = same_around(reference.array[box.slices], liver[box.slices], reference.grid.spacing_mm)
     if same > SAME_SHARE:
         raise no_liver("liver", f"{100 * same:.0f} % of what surrounds the candidate looks like it")
-    found = _warnings(liver, reference.grid, liver_ml)
+    found = extent_doubts(liver, reference.grid, liver_ml)
     found += _streaks(reference, liver, box) + _unusual(aligned, liver, box)
     return LiverCase(aligned, liver, box, liver_ml, (*found, *told))
 
@@ -143,26 +141,6 @@ def _fine_mask(
         hu = ndimage.gaussian_filter(hu, (0.0, 1.0 / dy, 1.0 / dx))
         mask[low:high] = (fine >= threshold) & ((fine >= _UNSURE) | (hu >= floor_hu))
     return mask
-
-
-def _warnings(liver: NDArray[np.bool_], grid: Grid, liver_ml: float) -> tuple[str, ...]:
-    found = []
-    dz, dy, dx = grid.spacing_mm
-    for axis, pixel_mm2, ends in (
-        (0, dy * dx, ("first slice", "last slice")),
-        (1, dz * dx, ("front border", "back border")),
-        (2, dz * dy, ("right border", "left border")),
-    ):
-        for end, at in zip(ends, (0, -1), strict=True):
-            area_mm2 = float(liver.take(at, axis).sum()) * pixel_mm2
-            if area_mm2 >= TRUNCATED_MM2:
-                found.append(
-                    f"W_LIVER_TRUNCATED: {area_mm2 / 100:.0f} cm2 of liver lie on the {end}; the "
-                    "organ is cut by the field of view and its volume is a lower bound"
-                )
-    if not USUAL_ML[0] <= liver_ml <= USUAL_ML[1]:
-        found.append(f"W_LIVER_VOLUME: a liver of {liver_ml:.0f} ml is unusual; check the mask")
-    return tuple(found)
 
 
 def _unusual(aligned: AlignedStudy, liver: NDArray[np.bool_], box: Box) -> tuple[str, ...]:

@@ -81,6 +81,7 @@ def compose(
         lesions=tuple(_rounded(lesion, aligned) for lesion in lesions.lesions),
         diagnosis=_rounded_diagnosis(diagnosis),
         warnings=_warnings(case, lesions),
+        given={k: v for k, v in (("liver", case.given), ("tumor", lesions.given)) if v},
         provenance=stable,
     )
 
@@ -249,8 +250,9 @@ def _may_show_names(case: LiverCase) -> bool:
 def _signature(findings: Findings) -> str:
     """Program and model in the 79 characters that a NIfTI header has for a description."""
     said = findings.provenance
-    model = str(dict(said.get("hashes", {})).get("model", ""))[:16]
-    return f"hepar {said.get('hepar', '')} model {model} research use only"
+    model = f"model {str(dict(said.get('hashes', {})).get('model', ''))[:16]}"
+    made = "given masks" if findings.given.keys() == {"liver", "tumor"} else model
+    return f"hepar {said.get('hepar', '')} {made} research use only"
 
 
 def input_sha256(phased: PhasedStudy) -> str:
@@ -335,7 +337,9 @@ def _rounded(lesion: Lesion, aligned: AlignedStudy) -> Lesion:
         liver_hu=hu(lesion.liver_hu),
         wash_in_hu=optional(lesion.wash_in_hu),
         washout_hu=optional(lesion.washout_hu),
-        confidence=round(lesion.confidence, _CHANCE_DIGITS),
+        confidence=(
+            None if lesion.confidence is None else round(lesion.confidence, _CHANCE_DIGITS)
+        ),
         features=tuple(
             f.model_copy(update={"numbers": {k: round(v, 2) for k, v in f.numbers.items()}})
             for f in lesion.features

@@ -84,8 +84,9 @@ def find_lesions(
             threshold has no doubts.
 
     Returns:
-        The liver, its border redrawn where the system names the liver too, and its lesions numbered
-        from the largest; all arrays on the reference grid, the probability on the liver box.
+        The liver, its border redrawn where the system names the liver too (never that of a given
+        one), and its lesions numbered from the largest; all arrays on the reference grid, the
+        probability on the liver box.
         `Lesion.box_zyx` counts voxels of the (axial) reference grid. Warnings: `W_MISSING_PHASE`,
         `W_LIVER_OUTLINE`, `W_MEMORY`.
 
@@ -140,7 +141,7 @@ def look(
     for found in (seen.tumor, *seen.uncertainty, *(() if seen.types is None else seen.types)):
         found[~region] = 0.0
     warnings = _missing(case, spec)
-    if seen.liver is None and _outlines(spec):
+    if seen.liver is None and _outlines(case, spec):
         warnings = (*warnings, _DISAGREE)
     return replace(seen, warnings=(*warnings, *told))
 
@@ -174,9 +175,9 @@ def _missing(case: LiverCase, spec: InputSpec) -> tuple[str, ...]:
     )
 
 
-def _outlines(spec: InputSpec) -> bool:
-    """Whether a system sees beyond the liver mask and says where the liver is."""
-    return "liver" in spec.class_names and not spec.needs_liver
+def _outlines(case: LiverCase, spec: InputSpec) -> bool:
+    """Whether a system sees beyond the liver mask and redraws it, unless somebody gave it."""
+    return "liver" in spec.class_names and not spec.needs_liver and not case.given
 
 
 def with_outline(case: LiverCase, evidence: Evidence) -> LiverCase:
@@ -224,7 +225,7 @@ def _network_evidence(
         if phase.value in spec.phases
     }
     liver = _liver_on(case, box_grid, target)
-    outlines = _outlines(spec)
+    outlines = _outlines(case, spec)
     organ = ("liver",) if outlines else ()
     tumors = tuple(spec.class_names[k] for k in spec.tumor_classes)
     wanted = spec.class_names if doubts or spec.typed else (*tumors, *organ)

@@ -26,6 +26,10 @@ Model = Annotated[Path | None, arg(metavar="DIR", help="Model folder; the shippe
 Probabilities = Annotated[
     bool, arg(help="Also write the tumor probability, and where the network is unsure.")
 ]
+LiverMask = Annotated[
+    Path | None,
+    arg(metavar="MASK", help="The liver, if it is known: 0 and 1, or a label map; NIfTI."),
+]
 Overrides = Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(name="set", metavar="KEY=VALUE", help="Change a value of the recipe: schedule.steps=50."),

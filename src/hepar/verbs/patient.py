@@ -11,10 +11,20 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from hepar.arguments import pick_device, stated_phases
+from hepar.arguments import pick_device, refuse_own_results, stated_phases
 from hepar.console import complain, format_findings, format_inspection, progress, unlogged
 from hepar.errors import InputRefused, UsageError
-from hepar.verbs.options import Device, Gaps, Json, Model, Out, Phases, Probabilities, Quiet
+from hepar.verbs.options import (
+    Device,
+    Gaps,
+    Json,
+    LiverMask,
+    Model,
+    Out,
+    Phases,
+    Probabilities,
+    Quiet,
+)
 
 if TYPE_CHECKING:
     from hepar.io.ingest import Ingest
@@ -35,6 +45,11 @@ def segment(
     out: Out,
     phases: Phases = (),
     interpolate_gaps: Gaps = False,
+    liver: LiverMask = None,
+    tumor: Annotated[
+        Path | None,
+        arg(metavar="MASK", help="Lesions that are known: ids, 0 and 1, or a label map; NIfTI."),
+    ] = None,
     model: Model = None,
     probabilities: Probabilities = False,
     device: Device = "auto",
@@ -46,6 +61,7 @@ def segment(
     from hepar.infer.tiling import Tiling
     from hepar.io.stale import set_aside
     from hepar.pipeline import Pipeline
+    from hepar.stages.given import read_given
     from hepar.stages.report import RESULTS
 
     stated = stated_phases(phases)
@@ -53,6 +69,12 @@ def segment(
         raise UsageError(
             "E_USAGE", "cli", "No study was given.", "Give a folder or file, or --phase PHASE=PATH."
         )
+    if tumor is not None and probabilities:
+        raise UsageError(
+            "E_USAGE", "cli", "A given tumor has no probability.", "Drop --probabilities."
+        )
+    refuse_own_results(out, (liver, tumor))
+    given = read_given(liver, tumor)
     # Also a model that cannot be loaded must not leave older results looking new, and no sheet of
     # another study may stay beside these.
     with set_aside(out, (*RESULTS, "series.png")), progress(quiet) as step:
@@ -60,7 +82,9 @@ def segment(
         bundle = load_bundle(model or default_bundle_path())
         tiling = Tiling(device=pick_device(device))
         pipeline = Pipeline(bundle, tiling, step, interpolate_gaps)
-        findings = pipeline.segment(study, out, stated=stated, probabilities=probabilities)
+        findings = pipeline.segment(
+            study, out, stated=stated, probabilities=probabilities, given=given
+        )
     if as_json:
         sys.stdout.write(findings.model_dump_json(indent=2) + "\n")
     else:
