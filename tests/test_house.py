@@ -19,8 +19,8 @@ BEGIN, END = "<!-- tree -->\n", "<!-- /tree -->"
 
 FLAGS = {
     "segment": {
-        *("--out", "--phase", "--interpolate-gaps", "--model", "--probabilities", "--device"),
-        *("--quiet", "--json"),
+        *("--out", "--phase", "--interpolate-gaps", "--model", "--probabilities", "--dicom"),
+        *("--device", "--quiet", "--json"),
     },
     "inspect": {"--out", "--phase", "--interpolate-gaps", "--quiet", "--json"},
     "phantom": {

@@ -10,11 +10,13 @@ from pathlib import Path
 from hepar.infer.bundle import Bundle
 from hepar.infer.tiling import Tiling
 from hepar.io.atomic import check_writable, staged_folder
+from hepar.io.dicom_source import check_sources
 from hepar.io.ingest import listing
 from hepar.io.privacy import public_command
 from hepar.io.stale import set_aside
 from hepar.provenance import Provenance, sha256_json
 from hepar.stages.diagnose import diagnose
+from hepar.stages.dicom_out import write_dicom
 from hepar.stages.harmonize import harmonize
 from hepar.stages.liver import find_liver
 from hepar.stages.phases import assign_phases
@@ -56,6 +58,7 @@ class Pipeline:
         stated: Mapping[Phase, Path] | None = None,
         *,
         uncertainty: bool = False,
+        dicom: bool = False,
     ) -> Case:
         """Read a study and find what is in it.
 
@@ -63,6 +66,7 @@ class Pipeline:
             source: DICOM folder, NIfTI file, or folder of either; None when all phases are stated.
             stated: series whose phase the user said.
             uncertainty: also say where the tumor network doubts its answer.
+            dicom: refuse, before anything is computed, what DICOM output cannot refer to.
 
         Raises:
             HeparError: the study, or the model, cannot be used.
@@ -71,6 +75,8 @@ class Pipeline:
         begin("read the study")
         # every series with a verdict
         study = read_study(source, stated, interpolate_gaps=self.interpolate_gaps)
+        if dicom:
+            check_sources(study.series)
         begin("tell the phases")
         finder = self.bundle.model("liver")
         phased = assign_phases(study, finder, tiling=self.tiling)  # phase, confidence, reason
@@ -93,6 +99,7 @@ class Pipeline:
         *,
         stated: Mapping[Phase, Path] | None = None,
         probabilities: bool = False,
+        dicom: bool = False,
     ) -> Findings:
         """Run, and leave the results in `out`: all of them, or nothing, but never older ones."""
         check_writable(out)
@@ -106,11 +113,14 @@ class Pipeline:
             public_command(sys.argv), device=self.tiling.device, hashes=hashes
         )
         with set_aside(out, RESULTS):
-            case = self.run(source, stated, uncertainty=probabilities)
+            case = self.run(source, stated, uncertainty=probabilities, dicom=dicom)
             provenance = provenance.of_input(input_sha256(case.liver.aligned.phased))
             findings = compose(case.liver, case.lesions, case.diagnosis, provenance)
             self.progress("write the report")
             with staged_folder(out) as staged:
+                objects = (
+                    write_dicom(findings, case.liver, case.lesions, staged) if dicom else ()
+                )
                 write_report(
                     findings,
                     case.liver,
@@ -119,5 +129,6 @@ class Pipeline:
                     probabilities=probabilities,
                     run=provenance.as_dict(),
                     files=listing(source, stated),
+                    beside=objects,
                 )
         return findings

@@ -41,6 +41,10 @@ def segment(
     probabilities: Annotated[
         bool, arg(help="Also write the tumor probability, and where the network is unsure.")
     ] = False,
+    dicom: Annotated[
+        bool,
+        arg(help="Also write seg.dcm and sr.dcm, which belong to the study and name the patient."),
+    ] = False,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -64,7 +68,9 @@ def segment(
         bundle = load_bundle(model or default_bundle_path())
         tiling = Tiling(device=pick_device(device))
         pipeline = Pipeline(bundle, tiling, step, interpolate_gaps)
-        findings = pipeline.segment(study, out, stated=stated, probabilities=probabilities)
+        findings = pipeline.segment(
+            study, out, stated=stated, probabilities=probabilities, dicom=dicom
+        )
     if as_json:
         sys.stdout.write(findings.model_dump_json(indent=2) + "\n")
     else:
