@@ -118,9 +118,7 @@ class Pipeline:
             findings = compose(case.liver, case.lesions, case.diagnosis, provenance)
             self.progress("write the report")
             with staged_folder(out) as staged:
-                objects = (
-                    write_dicom(findings, case.liver, case.lesions, staged) if dicom else ()
-                )
+                objects = write_dicom(findings, case.liver, case.lesions, staged) if dicom else ()
                 write_report(
                     findings,
                     case.liver,

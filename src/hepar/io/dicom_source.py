@@ -121,14 +121,16 @@ def renumbered(data: Dataset, sources: Sequence[SourceImages]) -> None:
 
     Args:
         data: an object with functional groups that refer to `sources`; changed in place.
-        sources: what it was made from.
+        sources: what it was made from, the series that it lies on first.
     """
-    numbers = {
-        str(source.images[0].SOPInstanceUID): [number for _, number in source.places]
-        for source in sources
-        if "PerFrameFunctionalGroupsSequence" in source.images[0]
-    }
-    for item in _references(data):
+    numbers: dict[str, list[int]] = {}
+    for source in sources:
+        if "PerFrameFunctionalGroupsSequence" in source.images[0]:
+            # Of several series in one file only the first is referred to.
+            uid = str(source.images[0].SOPInstanceUID)
+            numbers.setdefault(uid, [number for _, number in source.places])
+    # Frames of several segments on one image share the item.
+    for item in {id(item): item for item in _references(data)}.values():
         uid = str(item.ReferencedSOPInstanceUID)
         if uid in numbers and "ReferencedFrameNumber" in item:
             item.ReferencedFrameNumber = numbers[uid][int(item.ReferencedFrameNumber) - 1]
@@ -164,9 +166,11 @@ def _thickness(frames: Frames) -> str:
 
 def _keep_frames(data: Dataset, frames: Frames) -> None:
     """Leave of an enhanced CT the frames of one series, with their geometry alone."""
-    shared = data.SharedFunctionalGroupsSequence[0] if data.get(
-        "SharedFunctionalGroupsSequence"
-    ) else Dataset()
+    shared = (
+        data.SharedFunctionalGroupsSequence[0]
+        if data.get("SharedFunctionalGroupsSequence")
+        else Dataset()
+    )
     groups = [data.PerFrameFunctionalGroupsSequence[number] for number in frames.numbers]
 
     def macro(group: Dataset, name: str) -> Items:

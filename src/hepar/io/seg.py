@@ -17,6 +17,7 @@ import numpy as np
 import pydicom
 from highdicom.seg import Segmentation, SegmentDescription
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from hepar.io.dicom_codes import ALGORITHM
@@ -146,8 +147,13 @@ def read_seg(path: Path, source: SourceImages, shape: tuple[int, ...]) -> NDArra
     positions = _positions(source)
     labels = np.zeros(shape, dtype=np.uint16)
     frames = data.pixel_array.reshape(-1, *shape[1:])
+    shared = data.SharedFunctionalGroupsSequence[0]
     for frame, group in zip(frames, data.PerFrameFunctionalGroupsSequence, strict=True):
-        named = group.DerivationImageSequence[0].SourceImageSequence
+
+        def macro(name: str, own: Dataset = group) -> Dataset:
+            return (own if name in own else shared)[name].value[0]
+
+        named = macro("DerivationImageSequence").SourceImageSequence
         places = [
             (str(item.ReferencedSOPInstanceUID), int(item.get("ReferencedFrameNumber", 1)))
             for item in named
@@ -155,10 +161,10 @@ def read_seg(path: Path, source: SourceImages, shape: tuple[int, ...]) -> NDArra
         found = [at[place] for place in places if place in at]
         if len(found) != 1:
             raise ValueError(f"a frame lies on {len(found)} images of the series")
-        position = group.PlanePositionSequence[0].ImagePositionPatient
+        position = macro("PlanePositionSequence").ImagePositionPatient
         if not np.allclose(position, positions[found[0]], atol=1e-4):
             raise ValueError("a frame lies elsewhere than its image")
-        number = int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        number = int(macro("SegmentIdentificationSequence").ReferencedSegmentNumber)
         plane, inside = labels[found[0]], frame > 0
         if plane[inside].any():
             raise ValueError("segments overlap")

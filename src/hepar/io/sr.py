@@ -1,4 +1,4 @@
-"""DICOM structured report (SR): measurements of segments by template TID 1500, written and read back.
+"""DICOM structured report (SR): measurements of segments by template TID 1500.
 
 Comprehensive 3D SR. A group of measurements (TID 1411) refers to one segment of a Segmentation
 object by its number and carries the segment's tracking id and UID.
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pydicom
 from highdicom import sr
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
@@ -124,9 +125,13 @@ def read_sr(path: Path) -> tuple[Group, ...]:
         path: of the file.
 
     Raises:
-        ValueError: it is no report of TID 1500 on single segments.
+        ValueError: it is no report of TID 1500 on single segments, or contradicts itself.
     """
-    content = sr.srread(path).content
+    data = pydicom.dcmread(path)
+    for element in data.iterall():
+        if element.keyword == "MeasuredValueSequence":
+            _same_in_text_and_binary(element.value[0])
+    content = sr.Comprehensive3DSR.from_dataset(data).content
     if not isinstance(content, sr.MeasurementReport):
         raise ValueError("not a report of TID 1500")
     return tuple(_group(found) for found in content.get_volumetric_roi_measurement_groups())
@@ -175,6 +180,13 @@ def _group(found: sr.VolumetricROIMeasurementsAndQualitativeEvaluations) -> Grou
             (_code(one.name), _code(one.value)) for one in found.get_qualitative_evaluations()
         ),
     )
+
+
+def _same_in_text_and_binary(measured: Dataset) -> None:
+    """highdicom reads the binary number alone, people are shown the text."""
+    binary = measured.get("FloatingPointValue")
+    if binary is not None and float(measured.NumericValue) != float(binary):
+        raise ValueError("a number with two values")
 
 
 def _code(concept: sr.CodedConcept) -> Code:

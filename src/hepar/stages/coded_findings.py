@@ -1,4 +1,4 @@
-"""The findings in coded words: every number of the lesion table, by segment, for the DICOM report."""
+"""The findings in coded words: every number of the lesion table, by segment, for DICOM output."""
 
 from __future__ import annotations
 

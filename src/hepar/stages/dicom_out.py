@@ -150,9 +150,7 @@ def _segments(findings: Findings, uid: Callable[[str], str]) -> tuple[Segment, .
     return (liver, *found)
 
 
-def _uids(
-    findings: Findings, source: SourceImages, labels: NDArray[Any]
-) -> Callable[[str], str]:
+def _uids(findings: Findings, source: SourceImages, labels: NDArray[Any]) -> Callable[[str], str]:
     """UIDs by name, a pure function of study, series, model, input and result."""
     result = hashlib.sha256(findings.model_dump_json(exclude={"provenance"}).encode())
     result.update(np.ascontiguousarray(labels).tobytes())

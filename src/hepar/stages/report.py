@@ -34,7 +34,6 @@ from hepar.study import (
     Lesion,
     LesionMap,
     LiverCase,
-    Phase,
     PhasedStudy,
     PhaseFinding,
     RegistrationFinding,
