@@ -5,7 +5,6 @@ A SEG is judged by the places that its own frames claim, and by the images that 
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from itertools import cycle, permutations, product
@@ -16,8 +15,6 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
-from canary_study import grid_of, hu_at, run, write_study
-from canary_study import places as canary_places
 from dicom_case import (
     PROVENANCE,
     DicomCase,
@@ -28,9 +25,7 @@ from dicom_case import (
     wrong_pixels,
 )
 from synthetic_dicom import Place, Slice, ct_slice, enhanced, save, stack
-from test_privacy_hazards import leaks
 
-import hepar.pipeline
 import hepar.stages.dicom_out
 from hepar.geometry import Grid
 from hepar.infer.measure import feret_axes_mm
@@ -329,113 +324,6 @@ def test_property_OU07_both_objects_name_model_code_settings_input_and_warnings(
     liver = hd.sr.srread(found.sr).content.get_volumetric_roi_measurement_groups()[0]
     words = [(e.name.value, e.value.value) for e in liver.get_qualitative_evaluations()]
     assert words[1:] == [("WARNING", "W_GANTRY_TILT"), ("WARNING", "W_SLICE_INTERPOLATED")]
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """The command over two phases of the study of every canary."""
-    base = tmp_path_factory.mktemp("canary")
-    write_study(base / "john.doe")
-    return run(base / "out", "segment", base / "john.doe", "-o", base / "out", "--dicom")
-
-
-def test_property_PR01_who_the_patient_is_stands_in_the_dicom_objects_and_nowhere_else(written):
-    assert written.code == 0, written.said
-    objects = [pydicom.dcmread(written.out / name) for name in ("seg.dcm", "sr.dcm")]
-    source = pydicom.dcmread(next((written.out.parent / "john.doe" / "portal").iterdir()))
-    for keyword in (
-        *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber"),
-        *("StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
-    ):
-        assert [data[keyword].value for data in objects] == [source[keyword].value] * 2
-    assert {leak.split(" in ")[1].split(":")[0] for leak in leaks(written)} == {"seg.dcm", "sr.dcm"}
-    # What is copied are tags of patient and study; no path, no free text of a series.
-    for name in ("seg.dcm", "sr.dcm"):
-        data = (written.out / name).read_bytes().lower()
-        assert b"john" not in data
-        assert b"script" not in data
-    record = json.loads((written.out / "run.json").read_text())
-    assert {"seg.dcm", "sr.dcm"} <= set(record["files"])
-
-
-def test_property_OU02_the_command_leaves_what_the_masks_say(written):
-    mask = read_label(written.out / "segmentation.nii.gz")
-    ids = read_label(written.out / "lesions.nii.gz").array
-    expected = np.where(mask.array == 1, 1, np.where(ids > 0, ids.astype(int) + 1, 0))
-    assert ((mask.array == 2) == (ids > 0)).all()
-    found = np.zeros_like(expected)
-    for frame in frames_of(written.out / "seg.dcm"):
-        index = np.rint(mask.grid.world_to_index(frame.world_mm)).astype(int)[frame.mask]
-        found[tuple(index.T)] = frame.segment
-    np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize("kind", ["nifti", "archive", "no frame of reference"])
-def test_property_OU02_a_study_without_images_to_refer_to_is_refused_first(
-    tmp_path, monkeypatch, kind
-):
-    study = tmp_path / "study"
-    if kind == "nifti":
-        write_nifti(study / "pv.nii.gz", hu_at(canary_places(grid_of())), grid_of())
-    elif kind == "archive":
-        write_study(tmp_path / "files")
-        study = Path(shutil.make_archive(str(tmp_path / "study"), "zip", tmp_path / "files"))
-    else:
-        write_study(study, change=lambda data: delattr(data, "FrameOfReferenceUID"))
-    before = sorted(tmp_path.rglob("*"))
-
-    def too_late(*args: object, **kwargs: object) -> None:
-        raise AssertionError("something was computed first")
-
-    monkeypatch.setattr(hepar.pipeline, "assign_phases", too_late)
-    found = run(tmp_path / "out", "segment", study, "-o", tmp_path / "out", "--dicom")
-    assert found.code == 2, found.said
-    assert "E_DICOM_SOURCE" in found.said
-    assert "--dicom" in found.said.split("remedy: ")[1]
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def _other_number(path: Path) -> None:
-    data = pydicom.dcmread(path)
-    for item in data.iterall():
-        if item.keyword == "NumericValue":
-            item.value = "99"
-            break
-    data.save_as(path)
-
-
-def _other_pixel(path: Path) -> None:
-    data = pydicom.dcmread(path)
-    pixels = bytearray(data.PixelData)
-    pixels[len(pixels) // 3] ^= 16
-    data.PixelData = bytes(pixels)
-    data.save_as(path)
-
-
-def _cut_short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-200])
-
-
-@pytest.mark.parametrize(
-    ("writer", "damage"),
-    [("write_seg", _other_pixel), ("write_sr", _other_number), ("write_seg", _cut_short)],
-)
-def test_property_OU02_what_does_not_read_back_the_same_is_not_left(
-    tmp_path, monkeypatch, writer, damage
-):
-    write_study(tmp_path / "study")
-    plain = getattr(hepar.stages.dicom_out, writer)
-
-    def broken(path: Path, *args, **kwargs):
-        made = plain(path, *args, **kwargs)
-        damage(path)
-        return made
-
-    monkeypatch.setattr(hepar.stages.dicom_out, writer, broken)
-    found = run(tmp_path / "out", "segment", tmp_path / "study", "-o", tmp_path / "out", "--dicom")
-    assert found.code == 14, found.said
-    assert "E_DICOM_READBACK" in found.said
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.full

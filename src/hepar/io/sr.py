@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pydicom
 from highdicom import sr
@@ -76,7 +77,7 @@ def write_sr(
         instance_uid: SOPInstanceUID.
     """
     observer = sr.ObserverContext(
-        observer_type=DEVICE,
+        observer_type=sr.CodedConcept(DEVICE.value, DEVICE.scheme_designator, DEVICE.meaning),
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
             uid=maker.uid,
             name=maker.name,
@@ -164,14 +165,15 @@ def _content(
 
 
 def _group(found: sr.VolumetricROIMeasurementsAndQualitativeEvaluations) -> Group:
-    segment = found.referenced_segment
-    if segment is None or len(segment.referenced_segment_numbers) != 1:
-        raise ValueError("a group that measures no single segment")
+    segment, finding = found.referenced_segment, found.finding_type
+    numbers = segment.referenced_segment_numbers if segment else None
+    if numbers is None or len(numbers) != 1 or finding is None:
+        raise ValueError("a group that does not say what single segment it measures")
     return Group(
-        segment=int(segment.referenced_segment_numbers[0]),
+        segment=int(numbers[0]),
         tracking_id=str(found.tracking_identifier),
         tracking_uid=str(found.tracking_uid),
-        finding=_code(found.finding_type),
+        finding=_code(finding),
         numbers=tuple(
             Number(_code(one.name), float(one.value), _code(one.unit))
             for one in found.get_measurements()
@@ -189,5 +191,6 @@ def _same_in_text_and_binary(measured: Dataset) -> None:
         raise ValueError("a number with two values")
 
 
-def _code(concept: sr.CodedConcept) -> Code:
+def _code(concept: Any) -> Code:
+    # highdicom declares the value of an evaluation as a number; it is a code.
     return Code(str(concept.value), str(concept.scheme_designator), str(concept.meaning))
