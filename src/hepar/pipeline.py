@@ -10,13 +10,12 @@ from pathlib import Path
 from hepar.infer.bundle import Bundle
 from hepar.infer.tiling import Tiling
 from hepar.io.atomic import check_writable, staged_folder
-from hepar.io.dicom_source import check_sources
 from hepar.io.ingest import listing
 from hepar.io.privacy import public_command
 from hepar.io.stale import set_aside
 from hepar.provenance import Provenance, sha256_json
 from hepar.stages.diagnose import diagnose
-from hepar.stages.dicom_out import write_dicom
+from hepar.stages.dicom_out import check_sources, write_dicom
 from hepar.stages.harmonize import harmonize
 from hepar.stages.liver import find_liver
 from hepar.stages.phases import assign_phases

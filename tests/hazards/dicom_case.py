@@ -122,7 +122,8 @@ def found_in(
     aligned = AlignedStudy(volumes, Phase.PV, phased, records)
     numbers = truth(places(aligned.grid))
     liver, instances = numbers > 0, np.where(numbers > 1, numbers - 1, 0).astype(np.uint16)
-    case = LiverCase(aligned, liver, Box.full(aligned.grid.shape), liver.sum() * volume_ml(aligned))
+    liver_ml = float(liver.sum()) * aligned.grid.voxel_ml
+    case = LiverCase(aligned, liver, Box.full(aligned.grid.shape), liver_ml)
     found = (
         measure_lesions(
             instances,
@@ -151,11 +152,6 @@ def places(grid: Grid) -> np.ndarray:
     """LPS mm of every voxel."""
     index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), axis=-1)
     return grid.index_to_world(index.astype(float))
-
-
-def volume_ml(aligned: AlignedStudy) -> float:
-    """Of one voxel."""
-    return aligned.grid.voxel_ml
 
 
 def _made_up(number: int) -> Lesion:

@@ -57,7 +57,7 @@ def test_property_OU02_the_command_leaves_what_the_masks_say(written):
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("kind", ["nifti", "archive", "no frame of reference"])
+@pytest.mark.parametrize("kind", ["nifti", "archive", "no frame of reference", "no date"])
 def test_property_OU02_a_study_without_images_to_refer_to_is_refused_first(
     tmp_path, monkeypatch, kind
 ):
@@ -67,6 +67,8 @@ def test_property_OU02_a_study_without_images_to_refer_to_is_refused_first(
     elif kind == "archive":
         write_study(tmp_path / "files")
         study = Path(shutil.make_archive(str(tmp_path / "study"), "zip", tmp_path / "files"))
+    elif kind == "no date":
+        write_study(study, change=lambda data: setattr(data, "PatientBirthDate", "19010231"))
     else:
         write_study(study, change=lambda data: delattr(data, "FrameOfReferenceUID"))
     before = sorted(tmp_path.rglob("*"))
@@ -78,6 +80,7 @@ def test_property_OU02_a_study_without_images_to_refer_to_is_refused_first(
     found = run(tmp_path / "out", "segment", study, "-o", tmp_path / "out", "--dicom")
     assert found.code == 2, found.said
     assert "E_DICOM_SOURCE" in found.said
+    assert leaks(found) == []
     assert "--dicom" in found.said.split("remedy: ")[1]
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -104,21 +107,20 @@ def _cut_short(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("writer", "damage"),
-    [("write_seg", _other_pixel), ("write_sr", _other_number), ("write_seg", _cut_short)],
+    ("name", "damage"),
+    [("seg.dcm", _other_pixel), ("sr.dcm", _other_number), ("seg.dcm", _cut_short)],
 )
 def test_property_OU02_what_does_not_read_back_the_same_is_not_left(
-    tmp_path, monkeypatch, writer, damage
+    tmp_path, monkeypatch, name, damage
 ):
     write_study(tmp_path / "study")
-    plain = getattr(hepar.stages.dicom_out, writer)
+    plain = hepar.stages.dicom_out.write_sr
 
     def broken(path: Path, *args, **kwargs):
-        made = plain(path, *args, **kwargs)
-        damage(path)
-        return made
+        plain(path, *args, **kwargs)
+        damage(path.with_name(name))
 
-    monkeypatch.setattr(hepar.stages.dicom_out, writer, broken)
+    monkeypatch.setattr(hepar.stages.dicom_out, "write_sr", broken)
     found = run(tmp_path / "out", "segment", tmp_path / "study", "-o", tmp_path / "out", "--dicom")
     assert found.code == 14, found.said
     assert "E_DICOM_READBACK" in found.said

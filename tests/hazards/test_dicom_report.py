@@ -9,14 +9,14 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_case import CHANCES, PROVENANCE, found_in, frames_of, read_series, write_case
-from synthetic_dicom import save, stack
+from synthetic_dicom import enhanced, save, stack
 from test_dicom_output_hazards import anatomy, healthy
 
+from hepar.errors import UsageError
 from hepar.io.dicom_codes import SCHEME, TYPES
-from hepar.io.dicom_source import check_sources
 from hepar.lesion_evidence import FEATURES, ImagingFeature
 from hepar.render.template import FEATURE_NAMES
-from hepar.stages.dicom_out import write_dicom
+from hepar.stages.dicom_out import check_sources, write_dicom
 from hepar.study import LESION_TYPES, LesionDiagnosis
 
 
@@ -175,3 +175,12 @@ def test_property_OU02_a_phase_of_another_study_is_evidence_but_no_source_of_the
     other = sr.PertinentOtherEvidenceSequence[0]
     assert other.StudyInstanceUID == "1.2.9"
     assert np.sum([frame.mask.sum() for frame in frames_of(found.seg)]) > 0
+
+
+def test_property_OU02_several_enhanced_files_of_one_series_are_refused(tmp_path):
+    images = [enhanced([one]) for one in stack(12)]
+    save(images, tmp_path / "study")
+    with pytest.raises(UsageError) as refused:
+        check_sources(read_series(tmp_path / "study"))
+    assert refused.value.code == "E_DICOM_SOURCE"
+    assert "several multi-frame files" in refused.value.message

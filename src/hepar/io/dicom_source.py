@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
 from pydicom.valuerep import format_number_as_ds
 
-from hepar.errors import HeparError, UsageError
+from hepar.errors import UsageError
 from hepar.io.dicom_pixels import quiet
 from hepar.study import Frames, Series
 
@@ -54,8 +54,8 @@ class SourceImages:
         return str(self.images[0].StudyInstanceUID)
 
 
-def check_sources(series: Iterable[Series]) -> None:
-    """Find out that DICOM output cannot refer to a study before anything is computed.
+def check_uids(series: Iterable[Series]) -> None:
+    """Find out that a study holds no images that can be referred to.
 
     Args:
         series: all that may be used.
@@ -66,16 +66,10 @@ def check_sources(series: Iterable[Series]) -> None:
     """
     for one in series:
         name = f"{one.verdict.series_id} ({one.verdict.description or one.verdict.source})"
-        frames = one.frames
-        if frames is None:
+        if one.frames is None:
             raise unusable_source(
                 f"{name} is a NIfTI file, or DICOM in an archive.",
                 "Give a folder of DICOM files, unpacked, or leave out --dicom.",
-            )
-        if len(set(frames.files)) > 1 and any(frames.numbers):
-            raise unusable_source(
-                f"{name} lies in several multi-frame files.",
-                "Export the series as one multi-frame file or as one image a file.",
             )
         for keyword in _NEEDED:
             if not one.tags.get(keyword):
@@ -84,7 +78,7 @@ def check_sources(series: Iterable[Series]) -> None:
 
 def unusable_source(message: str, remedy: str = "") -> UsageError:
     """The refusal of a study that DICOM output cannot refer to, to be raised by the caller."""
-    fallback = "Export the series again with all of its UIDs, or leave out --dicom."
+    fallback = "Export the series again with complete, valid headers, or leave out --dicom."
     return UsageError("E_DICOM_SOURCE", "dicom_out", message, remedy or fallback)
 
 
@@ -97,12 +91,18 @@ def source_images(frames: Frames) -> SourceImages:
         frames: where the images lie.
 
     Raises:
-        UsageError: `E_DICOM_SOURCE`, a file is gone or its header lacks a UID.
+        UsageError: `E_DICOM_SOURCE`, a file is gone, its header lacks a UID, or there are several
+            multi-frame files.
     """
     with quiet():
         headers = {file: _header(Path(file)) for file in dict.fromkeys(frames.files)}
     first = headers[frames.files[0]]
     if "PerFrameFunctionalGroupsSequence" in first:
+        if len(headers) > 1:
+            raise unusable_source(
+                "A series lies in several multi-frame files.",
+                "Export it as one multi-frame file or as classic images.",
+            )
         _keep_frames(first, frames)
         uid = str(first.SOPInstanceUID)
         return SourceImages((first,), tuple((uid, number + 1) for number in frames.numbers))
@@ -145,7 +145,7 @@ def _references(data: Dataset) -> Iterator[Dataset]:
 def _header(path: Path) -> Dataset:
     try:
         data = pydicom.dcmread(path, force=True, stop_before_pixels=True)
-    except (OSError, HeparError) as error:
+    except OSError as error:
         raise unusable_source(
             "A file of the study can no longer be read.", "Leave the study alone during a run."
         ) from error

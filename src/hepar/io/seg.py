@@ -67,8 +67,7 @@ class Segment:
     region: Code | None = None
 
 
-def write_seg(
-    path: Path,
+def make_seg(
     labels: NDArray[Any],
     segments: Sequence[Segment],
     source: SourceImages,
@@ -78,10 +77,9 @@ def write_seg(
     series_uid: str,
     instance_uid: str,
 ) -> Segmentation:
-    """Write one Segmentation object.
+    """Make one Segmentation object.
 
     Args:
-        path: of the file.
         labels: `(n, rows, columns)` on the images of `source`, 0 or the number of a segment.
         segments: at least one; a segment without pixels stays in the list.
         source: the images that it lies on.
@@ -92,6 +90,10 @@ def write_seg(
 
     Returns:
         The object.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: a header of the source holds what an
+            object may not hold; the message may quote it.
     """
     algorithm = hd.AlgorithmIdentificationSequence(
         name=maker.name,
@@ -121,7 +123,6 @@ def write_seg(
         series_description="hepar: liver and lesions",
     )
     renumbered(made, [source, *further])
-    made.save_as(path, enforce_file_format=True)
     return made
 
 

@@ -8,7 +8,8 @@ the same run replaces its objects and another result never bears their names.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,37 @@ from hepar.geometry import uncanonical
 from hepar.io import dicom_codes as words
 from hepar.io.dicom_pixels import quiet
 from hepar.io.dicom_regular import onto_frames
-from hepar.io.dicom_source import SourceImages, source_images, unusable_source
-from hepar.io.seg import Maker, Segment, read_seg, write_seg
+from hepar.io.dicom_source import SourceImages, check_uids, source_images, unusable_source
+from hepar.io.seg import Maker, Segment, make_seg, read_seg
 from hepar.io.sr import Group, read_sr, write_sr
 from hepar.render.overlay import COLORS
 from hepar.stages.coded_findings import coded_findings
 from hepar.stages.stored_voxels import series_of
-from hepar.study import LIVER, AlignedStudy, Findings, Frames, LesionMap, LiverCase
+from hepar.study import LIVER, AlignedStudy, Findings, Frames, LesionMap, LiverCase, Series
 
 SEG, SR = "seg.dcm", "sr.dcm"
 # What highdicom and pydicom raise where a value is not what an object may hold.
 _UNFIT = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+
+
+def check_sources(series: Sequence[Series]) -> None:
+    """Find out that DICOM output cannot refer to a study before anything is computed.
+
+    Args:
+        series: all that may be used.
+
+    Raises:
+        UsageError: `E_DICOM_SOURCE`, a series is no DICOM, lies in an archive, its headers lack
+            UIDs, or they hold what an object of ours may not repeat.
+    """
+    check_uids(series)
+    with quiet():
+        for one in series:
+            assert one.frames is not None
+            try:
+                _trial(_first_two(one.frames))
+            except _UNFIT as error:
+                raise _unfit(one.verdict.series_id, error) from error
 
 
 def write_dicom(
@@ -41,7 +62,7 @@ def write_dicom(
 
     Args:
         findings: the numbers.
-        case: the patient; every series has passed `io.dicom_source.check_sources`.
+        case: the patient; every series has passed `check_sources`.
         lesions: masks.
         out_dir: an existing folder; a staged one, so that nothing is left after an error.
 
@@ -62,8 +83,7 @@ def write_dicom(
         groups = coded_findings(findings, segments)
         maker = _maker(findings.provenance)
         try:
-            made = write_seg(
-                seg,
+            made = make_seg(
                 labels,
                 segments,
                 source,
@@ -72,6 +92,7 @@ def write_dicom(
                 series_uid=uid("segmentation series"),
                 instance_uid=uid("segmentation"),
             )
+            made.save_as(seg, enforce_file_format=True)
             write_sr(
                 sr,
                 groups,
@@ -83,10 +104,7 @@ def write_dicom(
                 instance_uid=uid("report"),
             )
         except _UNFIT as error:
-            # What it says may quote a header, so it is not passed on.
-            raise unusable_source(
-                f"The headers of the series do not fit an object of ours ({type(error).__name__})."
-            ) from error
+            raise _unfit("The study", error) from error
         _check(seg, sr, source, labels, groups)
     return seg, sr
 
@@ -105,6 +123,33 @@ def on_images(labels: NDArray[Any], aligned: AlignedStudy, frames: Frames) -> ND
     """
     turned = uncanonical(labels, aligned.source_grid)
     return turned if frames.on_grid else onto_frames(turned, aligned.source_grid, frames)
+
+
+def _first_two(frames: Frames) -> Frames:
+    return replace(
+        frames,
+        files=frames.files[:2],
+        numbers=frames.numbers[:2],
+        origins_mm=frames.origins_mm[:2],
+    )
+
+
+def _trial(frames: Frames) -> None:
+    """Make a Segmentation of one pixel an image, and let go of it."""
+    labels = np.zeros((len(frames.files), *frames.shape), dtype=np.uint8)
+    labels[:, 0, 0] = 1
+    liver = _liver(str(generate_uid()))
+    maker = Maker("0", "trial", {}, str(generate_uid()))
+    uids = {"series_uid": str(generate_uid()), "instance_uid": str(generate_uid())}
+    make_seg(labels, [liver], source_images(frames), [], maker, **uids)
+
+
+def _unfit(whose: str, error: Exception) -> HeparError:
+    """The refusal of headers; what highdicom says of them may quote a name and is not passed on."""
+    return unusable_source(
+        f"The headers of {whose} hold what a DICOM object may not repeat, as a date that is none "
+        f"or an unknown character set ({type(error).__name__})."
+    )
 
 
 def _frames(aligned: AlignedStudy) -> list[Frames]:
@@ -126,14 +171,6 @@ def _segment_numbers(findings: Findings, lesions: LesionMap) -> NDArray[Any]:
 
 
 def _segments(findings: Findings, uid: Callable[[str], str]) -> tuple[Segment, ...]:
-    liver = Segment(
-        label="Liver without lesions",
-        category=words.ANATOMICAL_STRUCTURE,
-        kind=words.LIVER,
-        tracking_id="Liver",
-        tracking_uid=uid("liver"),
-        color=COLORS["liver"],
-    )
     # A lesion is coded as a lesion and no more: how probable which type is stands in the report.
     found = (
         Segment(
@@ -147,7 +184,18 @@ def _segments(findings: Findings, uid: Callable[[str], str]) -> tuple[Segment, .
         )
         for lesion in findings.lesions
     )
-    return (liver, *found)
+    return (_liver(uid("liver")), *found)
+
+
+def _liver(uid: str) -> Segment:
+    return Segment(
+        label="Liver without lesions",
+        category=words.ANATOMICAL_STRUCTURE,
+        kind=words.LIVER,
+        tracking_id="Liver",
+        tracking_uid=uid,
+        color=COLORS["liver"],
+    )
 
 
 def _uids(findings: Findings, source: SourceImages, labels: NDArray[Any]) -> Callable[[str], str]:
