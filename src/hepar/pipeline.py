@@ -18,6 +18,7 @@ from hepar.provenance import Provenance, sha256_json
 from hepar.result import Result
 from hepar.stages.arrays import Images, study_of
 from hepar.stages.diagnose import diagnose
+from hepar.stages.dicom_out import check_sources, write_dicom
 from hepar.stages.given import Given, drawn_on, given_lesions, given_liver, read_given
 from hepar.stages.harmonize import harmonize
 from hepar.stages.liver import find_liver
@@ -105,6 +106,7 @@ class Pipeline:
         *,
         uncertainty: bool = False,
         given: Given | None = None,
+        dicom: bool = False,
     ) -> Case:
         """Read a study and find what is in it.
 
@@ -114,6 +116,7 @@ class Pipeline:
             stated: series whose phase the user said.
             uncertainty: also say where the tumor network doubts its answer.
             given: masks that are not to be sought.
+            dicom: refuse, before anything is computed, what DICOM output cannot refer to.
 
         Raises:
             HeparError: the study, or the model, cannot be used.
@@ -125,6 +128,8 @@ class Pipeline:
             study = study_of(source)
         else:
             study = read_study(source, stated, interpolate_gaps=self.interpolate_gaps)
+        if dicom:
+            check_sources(study.series)
         begin("tell the phases")
         finder = self.bundle.model("liver")
         phased = assign_phases(study, finder, tiling=self.tiling)  # phase, confidence, reason
@@ -156,17 +161,19 @@ class Pipeline:
         stated: Mapping[Phase, Path] | None = None,
         probabilities: bool = False,
         given: Given | None = None,
+        dicom: bool = False,
     ) -> Findings:
         """Run, and leave the results in `out`: all of them, or nothing, but never older ones."""
         check_writable(out)
         settings = {"phases": sorted(stated or ()), "probabilities": probabilities}
         provenance = self._provenance(public_command(sys.argv), settings, given or Given())
         with set_aside(out, RESULTS):
-            case = self.run(source, stated, uncertainty=probabilities, given=given)
+            case = self.run(source, stated, uncertainty=probabilities, given=given, dicom=dicom)
             provenance = provenance.of_input(input_sha256(case.liver.aligned.phased))
             findings = compose(case.liver, case.lesions, case.diagnosis, provenance)
             self.progress("write the report")
             with staged_folder(out) as staged:
+                objects = write_dicom(findings, case.liver, case.lesions, staged) if dicom else ()
                 write_report(
                     findings,
                     case.liver,
@@ -175,6 +182,7 @@ class Pipeline:
                     probabilities=probabilities,
                     run=provenance.as_dict(),
                     files=listing(source, stated),
+                    beside=objects,
                 )
         return findings
 

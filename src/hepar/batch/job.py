@@ -67,6 +67,7 @@ class _Shipped:
 
     pipeline: Any
     probabilities: bool
+    dicom: bool
 
     @property
     def model_sha256(self) -> str:
@@ -77,7 +78,7 @@ class _Shipped:
 
         phases = {Phase(name): path for name, path in stated.items()}
         found: Found = self.pipeline.segment(
-            source, out, stated=phases, probabilities=self.probabilities
+            source, out, stated=phases, probabilities=self.probabilities, dicom=self.dicom
         )
         return found
 
@@ -96,7 +97,7 @@ def load_pipeline(engine: Engine) -> Segmenter:
     bundle = load_bundle(engine.model or default_bundle_path())
     tiling = Tiling(device=engine.device)
     pipeline = Pipeline(bundle, tiling, interpolate_gaps=engine.interpolate_gaps)
-    return _Shipped(pipeline, engine.probabilities)
+    return _Shipped(pipeline, engine.probabilities, engine.dicom)
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Engine:
         device: `cpu`, `cuda`, `mps`.
         probabilities: also write probability maps.
         interpolate_gaps: whether single lost slices may be made up from their neighbors.
+        dicom: also write SEG and SR.
         load: a function of a module, which loads what segments.
     """
 
@@ -115,6 +117,7 @@ class Engine:
     device: str = "cpu"
     probabilities: bool = False
     interpolate_gaps: bool = False
+    dicom: bool = False
     load: Callable[[Engine], Segmenter] = load_pipeline
 
     def settings_sha256(self) -> str:
@@ -123,6 +126,7 @@ class Engine:
             {
                 "probabilities": self.probabilities,
                 "interpolate_gaps": self.interpolate_gaps,
+                "dicom": self.dicom,
                 "hepar": hepar_version(),
             }
         )

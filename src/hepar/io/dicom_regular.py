@@ -8,6 +8,7 @@ interpolated once: within its image for a tilt, between two images for uneven di
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,22 +128,22 @@ def _shifted(
     return plane
 
 
-def onto_frames(mask: NDArray[np.uint8], grid: Grid, frames: Frames) -> NDArray[np.uint8]:
+def onto_frames(mask: NDArray[Any], grid: Grid, frames: Frames) -> NDArray[Any]:
     """A mask on the pixels of the images that its grid was made of, by the nearest voxel.
 
     Args:
-        mask: `(z, y, x)` on `grid`.
+        mask: `(z, y, x)` on `grid`, of any integer type.
         grid: of the volume.
         frames: where the images lie.
 
     Returns:
-        uint8 `(n, rows, columns)`; 0 outside the grid.
+        `(n, rows, columns)` of the same type; 0 outside the grid.
     """
     rows, columns = frames.shape
     down, along = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
     steps = np.stack([down * frames.pixel_mm[0], along * frames.pixel_mm[1]], axis=-1)
     inside_plane = steps @ frames.axes[:, 1:].T
-    out = np.zeros((len(frames.origins_mm), rows, columns), dtype=np.uint8)
+    out = np.zeros((len(frames.origins_mm), rows, columns), dtype=mask.dtype)
     for number, origin in enumerate(frames.origins_mm):
         index = np.rint(grid.world_to_index(origin + inside_plane)).astype(int)
         good = ((index >= 0) & (index < np.asarray(grid.shape))).all(axis=-1)

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hepar.geometry import Array, Box, Grid, Lattice, uncanonical
+from hepar.geometry import Box, Grid, Lattice
 from hepar.io.ingest import ingest
 from hepar.io.nifti import write_nifti
 from hepar.lesion_evidence import FEATURES
 from hepar.provenance import Provenance, sha256_file
 from hepar.render.page import render_page
 from hepar.render.pictures import Figure, report_figures
-from hepar.resampling import resample_lattice
+from hepar.stages.stored_voxels import as_stored, series_of, stored_grid
 from hepar.study import (
     LESION_TYPES,
     PHASE_ORDER,
@@ -34,19 +34,17 @@ from hepar.study import (
     Lesion,
     LesionMap,
     LiverCase,
-    Phase,
     PhasedStudy,
     PhaseFinding,
     RegistrationFinding,
-    Series,
 )
 
 _CHANCE_DIGITS = 3
-# Everything `write_report` leaves, what shows a result at one glance first.
+# Everything a run leaves, what shows a result at one glance first.
 RESULTS = (
     *("report.html", "findings.json", "lesions.csv", "segmentation.nii.gz", "lesions.nii.gz"),
     *("tumor_probability.nii.gz", "uncertainty.nii.gz", "uncertainty_before.nii.gz"),
-    *("overlay", "ingest.json", "run.json"),
+    *("seg.dcm", "sr.dcm", "overlay", "ingest.json", "run.json"),
 )
 
 
@@ -95,6 +93,7 @@ def write_report(
     probabilities: bool = False,
     run: Mapping[str, Any] | None = None,
     files: Sequence[str] | None = None,
+    beside: Sequence[Path] = (),
 ) -> None:
     """Write every file of a run; `run.json`, with the hashes of the others, comes last.
 
@@ -107,8 +106,10 @@ def write_report(
             `uncertainty.nii.gz` and `uncertainty_before.nii.gz`.
         run: content of `run.json`, e.g. `Provenance.as_dict()`; else the findings' provenance.
         files: the study's, from `ingest.listing`; None where they cannot be listed.
+        beside: results of other stages in `out_dir`, to be named in `run.json`.
     """
     written = _write_masks(case, lesions, out_dir, probabilities, _signature(findings))
+    written += beside
     phased = case.aligned.phased
     document = ingest(phased.study, phased, files=files)
     figures: tuple[Figure, ...] = () if _may_show_names(case) else report_figures(case, lesions)
@@ -214,36 +215,14 @@ def _write_masks(
     paths = []
     for name, array in arrays.items():
         paths.append(out_dir / f"{name}.nii.gz")
-        write_nifti(paths[-1], *_as_stored(array, aligned), signature)
+        write_nifti(paths[-1], *as_stored(array, aligned), signature)
     return paths
-
-
-def _as_stored(array: Array, aligned: AlignedStudy) -> tuple[Array, Grid | Lattice]:
-    """An array of the axial reference grid on the voxels of the file that it came from."""
-    source, stored = aligned.source_grid, _stored_grid(aligned)
-    turned = uncanonical(array, source)
-    if isinstance(stored, Grid):
-        return turned, stored
-    order = 1 if array.dtype.kind == "f" else 0
-    return resample_lattice(turned, source, stored, order=order, fill=0), stored
-
-
-def _stored_grid(aligned: AlignedStudy) -> Grid | Lattice:
-    """Where the voxels of the reference series lie as its file has them."""
-    series = _series_of(aligned.phased, aligned.reference)
-    return aligned.source_grid if series is None or series.lattice is None else series.lattice
-
-
-def _series_of(phased: PhasedStudy, phase: Phase) -> Series | None:
-    ids = {reading.phase: reading.series_id for reading in phased.readings}
-    found = (s for s in phased.study.series if s.verdict.series_id == ids.get(phase))
-    return next(found, None)
 
 
 def _may_show_names(case: LiverCase) -> bool:
     """Whether the scanner says that text is burned into the pixels of a series in use."""
     phased = case.aligned.phased
-    used = (_series_of(phased, phase) for phase in case.aligned.volumes)
+    used = (series_of(phased, phase) for phase in case.aligned.volumes)
     return any(s is not None and s.tags.get("BurnedInAnnotation") == "YES" for s in used)
 
 
@@ -264,7 +243,7 @@ def input_sha256(phased: PhasedStudy) -> str:
     digest = hashlib.sha256()
     for phase in PHASE_ORDER:
         if phase in phased.volumes:
-            volume, series = phased.volumes[phase], _series_of(phased, phase)
+            volume, series = phased.volumes[phase], series_of(phased, phase)
             uid = series.tags.get("SeriesInstanceUID", "") if series is not None else ""
             digest.update(f"{phase} {uid} {volume.grid}\n".encode())
             for plane in volume.array:
@@ -324,7 +303,7 @@ def _rounded(lesion: Lesion, aligned: AlignedStudy) -> Lesion:
         return None if value is None else round(value, 1)
 
     x, y, z = lesion.centroid_mm
-    box = box_on_source(Box(*lesion.box_zyx), aligned.grid, _stored_grid(aligned))
+    box = box_on_source(Box(*lesion.box_zyx), aligned.grid, stored_grid(aligned))
     return Lesion(
         id=lesion.id,
         volume_ml=round(lesion.volume_ml, 2),

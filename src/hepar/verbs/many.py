@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 from hepar.arguments import pick_device
 from hepar.console import format_batch, progress
 from hepar.errors import EXIT_BATCH_PARTLY_FAILED
-from hepar.verbs.options import Device, Gaps, Json, Model, Out, Probabilities, Quiet
+from hepar.verbs.options import Device, Dicom, Gaps, Json, Model, Out, Probabilities, Quiet
 
 
 def batch(
@@ -40,6 +40,7 @@ def batch(
     interpolate_gaps: Gaps = False,
     model: Model = None,
     probabilities: Probabilities = False,
+    dicom: Dicom = False,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -48,7 +49,7 @@ def batch(
     from hepar.batch.job import Engine
     from hepar.batch.night import run_batch
 
-    engine = Engine(model, pick_device(device), probabilities, interpolate_gaps)
+    engine = Engine(model, pick_device(device), probabilities, interpolate_gaps, dicom)
     with progress(quiet) as step:
         document = run_batch(
             studies,

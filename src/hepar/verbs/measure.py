@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from hepar.verbs.options import Device, Gaps, Json, LiverMask, Model, Out, Phases, Quiet
+from hepar.verbs.options import Device, Dicom, Gaps, Json, LiverMask, Model, Out, Phases, Quiet
 from hepar.verbs.patient import segment
 
 
@@ -27,6 +27,7 @@ def measure(
     phases: Phases = (),
     interpolate_gaps: Gaps = False,
     model: Model = None,
+    dicom: Dicom = False,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -43,6 +44,7 @@ def measure(
         liver=mask if liver is None else liver,
         tumor=mask,
         model=model,
+        dicom=dicom,
         device=device,
         quiet=quiet,
         as_json=as_json,

@@ -26,6 +26,10 @@ Model = Annotated[Path | None, arg(metavar="DIR", help="Model folder; the shippe
 Probabilities = Annotated[
     bool, arg(help="Also write the tumor probability, and where the network is unsure.")
 ]
+Dicom = Annotated[
+    bool,
+    arg(help="Also write seg.dcm and sr.dcm, which belong to the study and name the patient."),
+]
 LiverMask = Annotated[
     Path | None,
     arg(metavar="MASK", help="The liver, if it is known: 0 and 1, or a label map; NIfTI."),

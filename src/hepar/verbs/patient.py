@@ -16,6 +16,7 @@ from hepar.console import complain, format_findings, format_inspection, progress
 from hepar.errors import InputRefused, UsageError
 from hepar.verbs.options import (
     Device,
+    Dicom,
     Gaps,
     Json,
     LiverMask,
@@ -52,6 +53,7 @@ def segment(
     ] = None,
     model: Model = None,
     probabilities: Probabilities = False,
+    dicom: Dicom = False,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -83,7 +85,7 @@ def segment(
         tiling = Tiling(device=pick_device(device))
         pipeline = Pipeline(bundle, tiling, step, interpolate_gaps)
         findings = pipeline.segment(
-            study, out, stated=stated, probabilities=probabilities, given=given
+            study, out, stated=stated, probabilities=probabilities, given=given, dicom=dicom
         )
     if as_json:
         sys.stdout.write(findings.model_dump_json(indent=2) + "\n")
