@@ -18,8 +18,9 @@ from hepar.infer.bundle import Model
 from hepar.infer.calibrate import TumorCalibration
 from hepar.infer.lesion_map import lesions_from_probability
 from hepar.io.dicom_write import write_dicom_series
+from hepar.io.given_masks import read_given
 from hepar.io.nifti import write_nifti
-from hepar.stages.given import drawn_on, given_liver, read_given
+from hepar.stages.given import drawn_on, given_liver
 from hepar.stages.tumor import find_lesions
 from hepar.study import (
     AlignedStudy,
@@ -128,10 +129,12 @@ def test_closed_form_the_phase_a_mask_lies_on_becomes_the_reference():
     phased = PhasedStudy(volumes, (), Study((), ()), grids)
     ones = np.ones((10, 20, 30), np.uint8)
     art, portal = Volume(ones, grids[Phase.ART]), Volume(ones, grids[Phase.DL])
-    elsewhere = Volume(ones[:5], Grid.axial((5, 20, 30), (5.0, 1.0, 1.0)))
+    part = Volume(ones[:5], Grid.axial((5, 20, 30), (5.0, 1.0, 1.0), (1.5, 0.0, 10.0)))
+    elsewhere = Volume(ones[:5], Grid.axial((5, 20, 30), (5.0, 1.0, 1.0), (0.5, 0.0, 0.0)))
     assert drawn_on(phased, read_given(art, None)).reference is Phase.ART
     assert drawn_on(phased, read_given(portal, None)).reference is Phase.PV
     assert drawn_on(phased, read_given(portal, art)).reference is Phase.ART
+    assert drawn_on(phased, read_given(part, None)).reference is Phase.ART
     for unchanged in (read_given(None, None), read_given(elsewhere, None)):
         assert drawn_on(phased, unchanged) is phased
 
@@ -147,13 +150,13 @@ def test_closed_form_masks_of_other_grids_are_brought_over_by_world_coordinates(
     )
     box = Box.around(label.array > 0, (1, 2, 3))
     cut = Volume(label.array[box.slices], label.grid.crop(box))
-    for other in (finer, cut):
+    for other, words in ((finer, "brought onto"), (cut, "on a part of")):
         case, found = measured(aligned, other, other)
         np.testing.assert_array_equal(found.label, expected.label)
         resampled = [w for w in case.warnings if w.startswith("W_MASK_RESAMPLED: the mask lies")]
-        assert len(resampled) == 1
+        assert len(resampled) == (other is finer)
         assert not found.warnings, "one file is not warned of twice"
-        assert case.given == "mask brought onto the voxels of the portal venous series"
+        assert case.given == f"mask {words} the voxels of the portal venous series"
 
 
 def moved(mask: Volume, *shift_mm: float) -> Volume:

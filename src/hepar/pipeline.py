@@ -11,6 +11,7 @@ from hepar.infer.bundle import Bundle, default_bundle_path, load_bundle
 from hepar.infer.device import pick_device
 from hepar.infer.tiling import Tiling
 from hepar.io.atomic import check_writable, staged_folder
+from hepar.io.given_masks import Given, read_given
 from hepar.io.ingest import listing
 from hepar.io.privacy import public_command
 from hepar.io.stale import set_aside
@@ -19,7 +20,7 @@ from hepar.result import Result
 from hepar.stages.arrays import Images, study_of
 from hepar.stages.diagnose import diagnose
 from hepar.stages.dicom_out import check_sources, write_dicom
-from hepar.stages.given import Given, drawn_on, given_lesions, given_liver, read_given
+from hepar.stages.given import check_belongs, drawn_on, given_lesions, given_liver
 from hepar.stages.harmonize import harmonize
 from hepar.stages.liver import find_liver
 from hepar.stages.phases import assign_phases
@@ -130,6 +131,7 @@ class Pipeline:
             study = read_study(source, stated, interpolate_gaps=self.interpolate_gaps)
         if dicom:
             check_sources(study.series)
+        check_belongs(study.series, given)
         begin("tell the phases")
         finder = self.bundle.model("liver")
         phased = assign_phases(study, finder, tiling=self.tiling)  # phase, confidence, reason

@@ -18,7 +18,10 @@ def measure(
     ],
     mask: Annotated[
         Positional[Path],
-        arg(metavar="MASK", help="NIfTI: 0, 1 liver, 2 tumor; with --liver the ids of lesions."),
+        arg(
+            metavar="MASK",
+            help="DICOM SEG; or NIfTI: 0, 1 liver, 2 tumor, with --liver ids of lesions.",
+        ),
     ],
     /,
     *,

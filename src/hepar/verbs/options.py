@@ -32,7 +32,10 @@ Dicom = Annotated[
 ]
 LiverMask = Annotated[
     Path | None,
-    arg(metavar="MASK", help="The liver, if it is known: 0 and 1, or a label map; NIfTI."),
+    arg(
+        metavar="MASK",
+        help="The liver, if it is known: NIfTI (0 and 1, or a label map) or DICOM SEG.",
+    ),
 ]
 Overrides = Annotated[
     UseAppendAction[tuple[str, ...]],

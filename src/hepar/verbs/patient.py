@@ -49,7 +49,10 @@ def segment(
     liver: LiverMask = None,
     tumor: Annotated[
         Path | None,
-        arg(metavar="MASK", help="Lesions that are known: ids, 0 and 1, or a label map; NIfTI."),
+        arg(
+            metavar="MASK",
+            help="Lesions that are known: NIfTI (ids, 0 and 1, a label map) or DICOM SEG.",
+        ),
     ] = None,
     model: Model = None,
     probabilities: Probabilities = False,
@@ -61,9 +64,9 @@ def segment(
     """Find the liver and every tumor of a patient, measure them, and write a report."""
     from hepar.infer.bundle import default_bundle_path, load_bundle
     from hepar.infer.tiling import Tiling
+    from hepar.io.given_masks import read_given
     from hepar.io.stale import set_aside
     from hepar.pipeline import Pipeline
-    from hepar.stages.given import read_given
     from hepar.stages.report import RESULTS
 
     stated = stated_phases(phases)
