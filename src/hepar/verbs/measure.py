@@ -7,7 +7,18 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from hepar.verbs.options import Device, Dicom, Gaps, Json, LiverMask, Model, Out, Phases, Quiet
+from hepar.verbs.options import (
+    Captures,
+    Device,
+    Dicom,
+    Gaps,
+    Json,
+    LiverMask,
+    Model,
+    Out,
+    Phases,
+    Quiet,
+)
 from hepar.verbs.patient import segment
 
 
@@ -31,6 +42,7 @@ def measure(
     interpolate_gaps: Gaps = False,
     model: Model = None,
     dicom: Dicom = False,
+    captures: Captures = False,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -48,6 +60,7 @@ def measure(
         tumor=mask,
         model=model,
         dicom=dicom,
+        captures=captures,
         device=device,
         quiet=quiet,
         as_json=as_json,

@@ -30,6 +30,10 @@ Dicom = Annotated[
     bool,
     arg(help="Also write seg.dcm and sr.dcm, which belong to the study and name the patient."),
 ]
+Captures = Annotated[
+    bool,
+    arg(help="Also write DICOM pictures of the largest lesions, for viewers without SEG and SR."),
+]
 LiverMask = Annotated[
     Path | None,
     arg(

@@ -15,6 +15,7 @@ from hepar.arguments import pick_device, refuse_own_results, stated_phases
 from hepar.console import complain, format_findings, format_inspection, progress, unlogged
 from hepar.errors import InputRefused, UsageError
 from hepar.verbs.options import (
+    Captures,
     Device,
     Dicom,
     Gaps,
@@ -57,6 +58,7 @@ def segment(
     model: Model = None,
     probabilities: Probabilities = False,
     dicom: Dicom = False,
+    captures: Captures = False,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -88,7 +90,13 @@ def segment(
         tiling = Tiling(device=pick_device(device))
         pipeline = Pipeline(bundle, tiling, step, interpolate_gaps)
         findings = pipeline.segment(
-            study, out, stated=stated, probabilities=probabilities, given=given, dicom=dicom
+            study,
+            out,
+            stated=stated,
+            probabilities=probabilities,
+            given=given,
+            dicom=dicom,
+            captures=captures,
         )
     if as_json:
         sys.stdout.write(findings.model_dump_json(indent=2) + "\n")
