@@ -93,7 +93,8 @@ class Orders:
             case "orphan":  # its child keeps the pipe open
                 if os.fork():
                     os._exit(9)
-                time.sleep(600)
+                time.sleep(30)
+                os._exit(0)
             case "hang":
                 time.sleep(600)
             case "stop":

@@ -281,7 +281,7 @@ def _drawn(
     kind = str(data.get("SegmentationType", ""))
     at_least = float(data.MaximumFractionalValue) / 2 if kind == "FRACTIONAL" else 0.5
     pairs = zip(frames.planes, data.PerFrameFunctionalGroupsSequence, strict=True)
-    for (plane, group), pixels in zip(pairs, iter_pixels(data), strict=True):
+    for (plane, group), pixels in zip(pairs, _pixels(data), strict=True):
         if kind == "LABELMAP":
             for number in np.unique(pixels[pixels > 0]):
                 if int(number) in {int(item.SegmentNumber) for item in data.SegmentSequence}:
@@ -289,6 +289,14 @@ def _drawn(
             continue
         identified = _macros(data, group)("SegmentIdentification")
         yield int(plane), int(identified.ReferencedSegmentNumber), pixels >= at_least
+
+
+def _pixels(data: Dataset) -> Iterator[NDArray[Any]]:
+    """The stored values of every frame."""
+    if data.BitsAllocated == 1 and data.Rows * data.Columns % 8:
+        # Frames that begin inside a byte: pydicom unpacks these rightly only as a whole.
+        return iter(data.pixel_array.reshape(-1, data.Rows, data.Columns))
+    return iter_pixels(data)
 
 
 def _macros(data: Dataset, group: Dataset) -> Any:

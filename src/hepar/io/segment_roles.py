@@ -50,6 +50,7 @@ _LIVER, _LESION, _ELSEWHERE, _NEUTRAL, _JOINING = (
     )
 )
 _RUN = re.compile(r"[^\W\d_]+")
+_LETTERS_OR_DIGITS = re.compile(r"[^\W\d_]+|\d+")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 _LESION_KINDS = (
@@ -126,9 +127,10 @@ def public_label(label: str) -> str:
     known = _LIVER | _LESION | _ELSEWHERE | _NEUTRAL | _JOINING
 
     def shown(match: re.Match[str]) -> str:
-        return match[0] if all(w in known for w in _words(match[0])) else public_name(match[0])
+        words = _words(match[0])
+        return match[0] if words and known.issuperset(words) else public_name(match[0])
 
-    return re.sub(r"[^\W_]+", shown, label)
+    return _LETTERS_OR_DIGITS.sub(shown, label)
 
 
 def _words(text: str) -> list[str]:
