@@ -63,6 +63,7 @@ def write_capture(path: Path, capture: Capture, origin: Origin, number: int) -> 
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **origin.said("capture", SERIES_NUMBER, "hepar: lesions, research use only", number),
     )
+    made.BodyPartExamined = "LIVER"
     made.BurnedInAnnotation = "YES" if capture.names_patient else "NO"
     made.DerivationDescription = capture.words
     made.DerivationCodeSequence = Items([hd.sr.CodedConcept(*SEGMENTED[:3])])
