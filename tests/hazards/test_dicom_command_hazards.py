@@ -77,6 +77,24 @@ def test_property_OU02_an_edited_mask_goes_back_as_drawn_by_hand(written):
     assert "CONFIDENCE" not in codes
 
 
+def test_property_OU02_a_seg_given_back_measures_as_the_same_masks_as_nifti(written):
+    base, said = written.out.parent, []
+    nifti = [written.out / "lesions.nii.gz", "--liver", written.out / "segmentation.nii.gz"]
+    for name, masks in {"from seg": [written.out / "seg.dcm"], "from nifti": nifti}.items():
+        found = run(base / name, "measure", base / "john.doe", *masks, "-o", base / name)
+        assert found.code == 0, found.said
+        assert leaks(found) == []
+        said.append(json.loads((base / name / "findings.json").read_text()))
+    where = "on a part of the voxels of the portal venous series, of a DICOM Segmentation"
+    pieces = "a mask without ids, 1 connected piece"
+    assert said[0]["given"] == {"liver": f"mask {where}", "tumor": f"{pieces}, {where}"}
+    for key in said[0].keys() - {"given", "provenance"}:
+        assert said[0][key] == said[1][key], key
+    for name in ("segmentation", "lesions"):
+        masks = [read_label(base / f"from {kind}" / f"{name}.nii.gz") for kind in ("seg", "nifti")]
+        np.testing.assert_array_equal(masks[0].array, masks[1].array)
+
+
 @pytest.mark.parametrize("kind", ["nifti", "archive", "no frame of reference", "no date"])
 def test_property_OU02_a_study_without_images_to_refer_to_is_refused_first(
     tmp_path, monkeypatch, kind

@@ -90,10 +90,10 @@ def drawn_on(phased: PhasedStudy, given: Given) -> PhasedStudy:
     meant = phases if mask.drawn_on is None else _meant(mask, phased, phases)
     there = _axial(mask.volume.grid)
     grids = {phase: _axial(phased.source_grids[phase]) for phase in meant}
-    whole = [phase for phase in meant if there.shape == grids[phase].shape]
-    for phase in (*whole, *meant):
-        if _lies_on(there, grids[phase]):
-            return replace(phased, drawn_on=phase)
+    for coincides in (_lies_on, _is_part):
+        for phase in meant:
+            if coincides(there, grids[phase]):
+                return replace(phased, drawn_on=phase)
     return phased if meant == phases else replace(phased, drawn_on=meant[0])
 
 
@@ -190,11 +190,17 @@ def _elsewhere(mask: GivenMask) -> InputRefused:
 
 
 def _lies_on(mask: Grid, target: Grid) -> bool:
-    """Whether the voxels of a mask are those of a series, or a part of them."""
-    first = np.rint(target.world_to_index(np.asarray(mask.origin_mm)))
-    start = (int(first[0]), int(first[1]), int(first[2]))
-    stop = (start[0] + mask.shape[0], start[1] + mask.shape[1], start[2] + mask.shape[2])
-    return mask.is_close(target.crop(Box(start, stop)), SAME_VOXELS * min(target.spacing_mm))
+    return mask.is_close(target, SAME_VOXELS * min(target.spacing_mm))
+
+
+def _is_part(mask: Grid, target: Grid) -> bool:
+    """Whether the voxels of a mask are some of those of a series."""
+    start = np.rint(target.world_to_index(np.asarray(mask.origin_mm))).astype(int)
+    stop = start + mask.shape
+    if (start < 0).any() or (stop > target.shape).any():
+        return False
+    (z, y, x), (d, h, w) = start.tolist(), stop.tolist()
+    return _lies_on(mask, target.crop(Box((z, y, x), (d, h, w))))
 
 
 def _placed(
@@ -204,8 +210,7 @@ def _placed(
     turned, there = canonical(mask.volume.array, mask.volume.grid)
     target, phase = aligned.grid, aligned.reference.long_name
     note = f", {mask.note}" if mask.note else ""
-    same = _lies_on(there, target)
-    if same and there.shape == target.shape:
+    if _lies_on(there, target):
         return np.ascontiguousarray(turned), f"on the voxels of the {phase} series{note}", ()
     inside = _share_inside(turned > 0, there, target)
     if inside < _MIN_INSIDE:
@@ -217,7 +222,7 @@ def _placed(
     if lost:
         words = f"Of {mask.name} the labels {sorted(lost)} vanish on the {phase} series' voxels."
         raise refuse("E_GRID_MISMATCH", words, _STAGE)
-    if same:
+    if _is_part(there, target):
         return found, f"on a part of the voxels of the {phase} series{note}", ()
     text = (
         f"W_MASK_RESAMPLED: {mask.name} lies on no phase's voxels; those of the {phase} series "
