@@ -178,8 +178,7 @@ class _Frames:
         along, down = axes[0].astype(float).reshape(2, 3)
         normal = np.cross(along, down)
         depths = corners @ normal
-        step = _distance(depths, groups[0]("PixelMeasures"), name)
-        planes = np.rint((depths - depths.min()) / step).astype(int)
+        planes, step = _planes(depths, groups[0]("PixelMeasures"), name)
         first = corners[depths.argmin()]
         if planes.max() >= _MAX_PLANES or data.Rows * data.Columns * (planes.max() + 1) > (
             _MAX_VOXELS
@@ -205,28 +204,34 @@ class _Frames:
         return cls(planes, Grid(shape, spacing, (x, y, z), tuple(map(float, direction.ravel()))))
 
 
-def _distance(depths: NDArray[np.float64], measures: Dataset, name: str) -> float:
-    """The distance of neighboring planes: the one that is stated, if all frames agree with it.
+def _planes(
+    depths: NDArray[np.float64], measures: Dataset, name: str
+) -> tuple[NDArray[np.intp], float]:
+    """The plane of each depth, from 0, and the distance of planes: the stated one, if it fits.
 
     Raises:
         InputRefused: `E_MASK_FORMAT`, frames lie unevenly, or lack planes without saying so.
     """
-    there = np.unique(np.round(depths, 3))
+    there, which = np.unique(np.round(depths, 3), return_inverse=True)
     stated, thick = (
         float(measures.get(keyword) or 0) for keyword in ("SpacingBetweenSlices", "SliceThickness")
     )
     steps = np.diff(there)
     if not len(steps):
         if stated or thick:
-            return stated or thick
+            return which, stated or thick
         raise refuse("E_MASK_FORMAT", f"{name} is one plane of no thickness.", _STAGE)
-    least = float(steps[steps > _UNEVEN * steps.max()].min())
+    apart = steps[steps > _UNEVEN * steps.max()]
+    usual = float(np.median(apart[apart < 1.5 * apart.min()]))
     # Every second plane left out would else make each twice as thick.
-    for step in (stated, least if least < 1.5 * (thick or least) else 0.0):
-        if step > 0:
-            whole = (there - there[0]) / step
-            if np.abs(whole - np.rint(whole)).max() < _UNEVEN:
-                return step * float((there[-1] - there[0]) / step / max(1.0, np.rint(whole[-1])))
+    for unit in (stated, usual if usual < 1.5 * (thick or usual) else 0.0):
+        if unit > 0:
+            counts = np.rint(steps / unit)
+            planes = np.concatenate([[0], np.cumsum(counts)])
+            distance, first = np.polyfit(planes, there, 1) if planes[-1] else (unit, there[0])
+            beside = np.abs(there - first - distance * planes).max()
+            if max(np.abs(steps / unit - counts).max(), beside / unit) < _UNEVEN:
+                return planes.astype(int)[which], float(distance)
     raise refuse("E_MASK_FORMAT", f"Frames of {name} lie at uneven distances.", _STAGE)
 
 
