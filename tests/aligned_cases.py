@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from hepar.geometry import Grid
-from hepar.study import AlignedStudy, Phase, PhasedStudy, Study, Volume, reference_phase
+import numpy as np
+from numpy.typing import NDArray
+
+from hepar.geometry import Grid, canonical
+from hepar.study import (
+    TUMOR,
+    AlignedStudy,
+    Lesion,
+    LesionMap,
+    LiverCase,
+    Phase,
+    PhasedStudy,
+    PhaseReading,
+    RegistrationRecord,
+    Series,
+    SeriesVerdict,
+    Study,
+    Volume,
+    reference_phase,
+)
 
 
 def aligned_study(volumes: dict[str, np.ndarray], grid: Grid) -> AlignedStudy:
@@ -13,6 +32,60 @@ def aligned_study(volumes: dict[str, np.ndarray], grid: Grid) -> AlignedStudy:
     on_grid = {Phase(name): Volume(array, grid) for name, array in volumes.items()}
     phased = PhasedStudy(on_grid, (), Study((), ()), dict.fromkeys(on_grid, grid))
     return AlignedStudy(on_grid, reference_phase(on_grid), phased, ())
+
+
+def aligned_series(
+    series: Mapping[Phase, Series],
+    source_grids: Mapping[Phase, Grid],
+    *,
+    confidence: float = 1.0,
+    reason: str = "said so",
+    moved: tuple[Any, ...] = ("reference", 1.0, 1.0, 0.0, 0.0, 1.0, "on one grid"),
+    unused: tuple[SeriesVerdict, ...] = (),
+    study_warnings: tuple[str, ...] = (),
+    warnings: tuple[str, ...] = (),
+) -> AlignedStudy:
+    """Series whose voxels are the same, as the phases of a study that was registered.
+
+    Args:
+        series: by phase.
+        source_grids: where the voxels of each lay in its file.
+        confidence: of every phase.
+        reason: of every phase, `{}` for its name.
+        moved: what registration says of every phase but the reference.
+        unused: verdicts on series that are no phase.
+        study_warnings: of reading.
+        warnings: of telling the phases.
+    """
+    volumes = {
+        p: Volume(*canonical(one.volume.array, one.volume.grid)) for p, one in series.items()
+    }
+    readings = tuple(
+        PhaseReading(p, confidence, reason.format(p.long_name), one.verdict.series_id)
+        for p, one in series.items()
+    )
+    verdicts = (*(one.verdict for one in series.values()), *unused)
+    study = Study(tuple(series.values()), verdicts, study_warnings)
+    phased = PhasedStudy(volumes, readings, study, source_grids, warnings)
+    stays = ("reference", 1.0, 1.0, 0.0, 0.0, 1.0, "it is the reference")
+    records = tuple(
+        RegistrationRecord(p, *(stays if p == phased.reference else moved)) for p in volumes
+    )
+    return AlignedStudy(volumes, phased.reference, phased, records)
+
+
+def lesion_map(
+    case: LiverCase,
+    instances: NDArray[np.uint16],
+    lesions: Sequence[Lesion],
+    probability: float = 1.0,
+) -> LesionMap:
+    """Lesions where their ids are, as sure everywhere."""
+    label = case.liver.astype(np.uint8)
+    label[instances > 0] = TUMOR
+    map_ = (instances[case.box.slices] > 0).astype(np.float32) * np.float32(probability)
+    burden = float((label == TUMOR).sum()) / float((label > 0).sum())
+    return LesionMap(map_, label, instances, tuple(lesions), burden)
 
 
 def oblique_grid(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> Grid:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import errno
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hepar
-from hepar.batch.job import Engine
-from hepar.errors import InputRefused
+from hepar.batch.job import RECORD, Engine
+from hepar.errors import InputRefused, UsageError
 
 HERE, SOURCE = Path(__file__).parent, Path(hepar.__file__).parents[1]
 LOG = "started.txt"
@@ -46,7 +49,7 @@ class Orders:
         place = source if source is not None else next(iter(stated.values())).parent
         self._note(place.name)
         order = place / "order.txt"
-        self._obey(order.read_text() if order.is_file() else "", place.name)
+        self._obey(order.read_text() if order.is_file() else "", place.name, out)
         files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
         content = b"".join(p.read_bytes() for p in files)
         (out / "overlay").mkdir()
@@ -59,7 +62,7 @@ class Orders:
         with (self.notes / LOG).open("ab") as stream:
             stream.write(os.fsencode(name) + b"\n")
 
-    def _obey(self, order: str, name: str) -> None:
+    def _obey(self, order: str, name: str, out: Path) -> None:
         if order.startswith("once "):
             mark = self.notes / f"{name}.done"
             if mark.exists():
@@ -68,21 +71,52 @@ class Orders:
         match order.removeprefix("once "):
             case "refuse":
                 raise InputRefused("E_NO_LIVER", "liver", "There is no liver.", "Look at it.")
+            case "refuse the command":
+                raise UsageError("E_DICOM_SOURCE", "dicom_out", "It is a NIfTI.", "Leave it out.")
+            case "refuse in no words":
+                raise InputRefused("E_MALFORMED", "read", "name \udcff\x00 is odd.", "Rename it.")
             case "segfault":
                 ctypes.string_at(0)
+            case "abort":
+                os.abort()
             case "exit":
                 os._exit(7)
+            case "leave":
+                sys.exit(3)
+            case "interrupt":
+                raise KeyboardInterrupt
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "kill parent":
                 os.kill(os.getppid(), signal.SIGKILL)
                 time.sleep(600)
+            case "orphan":  # its child keeps the pipe open
+                if os.fork():
+                    os._exit(9)
+                time.sleep(30)
+                os._exit(0)
             case "hang":
                 time.sleep(600)
+            case "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
             case "bug":
                 raise RuntimeError(f"boom in {self.notes / name}")
+            case "recursion":
+                self._obey(order, name, out)
+            case "chatter":
+                sys.stdout.write("x" * 10**6)
+                raise ValueError("y" * 10**5)
+            case "vanish":
+                shutil.rmtree(out)
+            case "in the way":
+                (out / RECORD).mkdir()
+            case "full disk":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
             case "memory":
                 raise MemoryError
+            case "too large":
+                resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))
+                bytearray(2**40)
 
 
 def load(engine: Engine) -> Orders:

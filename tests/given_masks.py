@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from hepar.geometry import uncanonical
-from hepar.stages.given import given_lesions, given_liver, read_given
+from hepar.io.given_masks import read_given
+from hepar.stages.given import given_lesions, given_liver
 from hepar.study import AlignedStudy, LesionMap, LiverCase, Volume
 
 

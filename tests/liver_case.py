@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from aligned_cases import aligned_series, lesion_map
 from hepar.geometry import Box, Grid, canonical
 from hepar.preprocess import liver_box
 from hepar.study import (
@@ -13,12 +14,8 @@ from hepar.study import (
     LesionMap,
     LiverCase,
     Phase,
-    PhasedStudy,
-    PhaseReading,
-    RegistrationRecord,
     Series,
     SeriesVerdict,
-    Study,
     Volume,
 )
 
@@ -89,22 +86,15 @@ def _aligned(
         for k, p in enumerate(volumes)
     ]
     extra = SeriesVerdict("s9", "scout", "unused", "a localizer", "W_SERIES_UNUSED", "Scout", 2)
-    series = tuple(
-        Series(v, verdict) for v, verdict in zip(volumes.values(), verdicts, strict=True)
+    return aligned_series(
+        {p: Series(v, verdict) for (p, v), verdict in zip(volumes.items(), verdicts, strict=True)},
+        dict.fromkeys(volumes, source),
+        confidence=0.93,
+        reason="file name says {}",
+        moved=("convexadam", 1.1312, 1.21237, 3.456, 0.00012, 0.998, "helps"),
+        unused=(extra,),
+        warnings=warnings,
     )
-    study = Study(series, (*verdicts, extra))
-    readings = tuple(
-        PhaseReading(p, 0.93, f"file name says {p.long_name}", f"s{k}")
-        for k, p in enumerate(volumes)
-    )
-    phased = PhasedStudy(volumes, readings, study, dict.fromkeys(volumes, source), warnings)
-    records = tuple(
-        RegistrationRecord(p, "reference", 1.0, 1.0, 0.0, 0.0, 1.0, "it is the reference")
-        if p == phased.reference
-        else RegistrationRecord(p, "convexadam", 1.1312, 1.21237, 3.456, 0.00012, 0.998, "helps")
-        for p in volumes
-    )
-    return AlignedStudy(volumes, phased.reference, phased, records)
 
 
 def _lesion_map(case: LiverCase, instances: NDArray[np.uint16], count: int) -> LesionMap:
@@ -133,8 +123,4 @@ def _lesion_map(case: LiverCase, instances: NDArray[np.uint16], count: int) -> L
                 confidence=(0.91234, 0.77777)[k],
             )
         )
-    label = case.liver.astype(np.uint8)
-    label[instances > 0] = 2
-    probability = (instances[case.box.slices] > 0).astype(np.float32) * np.float32(0.9)
-    burden = float((label == 2).sum()) / float((label > 0).sum())
-    return LesionMap(probability, label, instances, tuple(lesions), burden)
+    return lesion_map(case, instances, lesions, 0.9)

@@ -38,6 +38,8 @@ ELSEWHERE = {
     *("W_STUDY_TWICE", "W_NOT_A_STUDY", "W_LEDGER_REBUILT", "E_DICOM_SOURCE", "E_DICOM_READBACK"),
 }
 PLACEHOLDER = "W_CODE"
+# Where masks are read and placed.
+GIVEN = {"stages/given.py", "io/given_masks.py", "io/seg_masks.py"}
 
 
 def codes_in_use() -> dict[str, set[str]]:
@@ -55,7 +57,8 @@ def tables() -> str:
     """The tables of the page, as Markdown."""
     used = codes_in_use()
     reading = {c for c in REMEDIES if any(_reads_a_study(f) for f in used.get(c, ()))}
-    given = {c for c in REMEDIES if used.get(c, set()) == {"stages/given.py"}}
+    given = {c for c in REMEDIES if used.get(c) and used[c] <= GIVEN}
+    reading -= given
     early = ("read", "phases")
     return "\n".join(
         [

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pydicom.dataset import Dataset
 
+from drawn_seg import Drawn, write_seg
 from fake_systems import Echo, spec_3d
 from given_masks import measured, on_source
 from hepar.errors import InputRefused
@@ -18,8 +21,9 @@ from hepar.infer.bundle import Model
 from hepar.infer.calibrate import TumorCalibration
 from hepar.infer.lesion_map import lesions_from_probability
 from hepar.io.dicom_write import write_dicom_series
+from hepar.io.given_masks import read_given
 from hepar.io.nifti import write_nifti
-from hepar.stages.given import drawn_on, given_liver, read_given
+from hepar.stages.given import check_belongs, drawn_on, given_liver
 from hepar.stages.tumor import find_lesions
 from hepar.study import (
     AlignedStudy,
@@ -27,6 +31,9 @@ from hepar.study import (
     LiverCase,
     Phase,
     PhasedStudy,
+    PhaseReading,
+    Series,
+    SeriesVerdict,
     Study,
     Volume,
 )
@@ -128,12 +135,70 @@ def test_closed_form_the_phase_a_mask_lies_on_becomes_the_reference():
     phased = PhasedStudy(volumes, (), Study((), ()), grids)
     ones = np.ones((10, 20, 30), np.uint8)
     art, portal = Volume(ones, grids[Phase.ART]), Volume(ones, grids[Phase.DL])
-    elsewhere = Volume(ones[:5], Grid.axial((5, 20, 30), (5.0, 1.0, 1.0)))
+    part = Volume(ones[:5], Grid.axial((5, 20, 30), (5.0, 1.0, 1.0), (1.5, 0.0, 10.0)))
+    elsewhere = Volume(ones[:5], Grid.axial((5, 20, 30), (5.0, 1.0, 1.0), (0.5, 0.0, 0.0)))
     assert drawn_on(phased, read_given(art, None)).reference is Phase.ART
     assert drawn_on(phased, read_given(portal, None)).reference is Phase.PV
     assert drawn_on(phased, read_given(portal, art)).reference is Phase.ART
+    assert drawn_on(phased, read_given(part, None)).reference is Phase.ART
     for unchanged in (read_given(None, None), read_given(elsewhere, None)):
         assert drawn_on(phased, unchanged) is phased
+
+
+def in_series(uids: dict[Phase, tuple[str, str, str]], grid: Grid) -> PhasedStudy:
+    """Phases on one grid, each a series with UIDs of study, series and frame of reference."""
+    image = Volume(np.zeros(grid.shape, np.int16), grid)
+    keywords = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+    series = tuple(
+        Series(image, SeriesVerdict(str(p), "", "usable", ""), dict(zip(keywords, u, strict=True)))
+        for p, u in uids.items()
+    )
+    readings = tuple(PhaseReading(phase, 1.0, "", str(phase)) for phase in uids)
+    study = Study(series, tuple(one.verdict for one in series))
+    volumes = dict.fromkeys(uids, image)
+    return PhasedStudy(volumes, readings, study, dict.fromkeys(uids, grid))
+
+
+def drawn_seg(path: Path, grid: Grid, series: str = "") -> Path:
+    """A Segmentation of study 1.2.3 in frame of reference 1.2.3.5."""
+    named = Dataset()
+    named.SeriesInstanceUID = series
+    tags = {"ReferencedSeriesSequence": [named]} if series else {}
+    return write_seg(path, [Drawn(np.ones(grid.shape, bool), "tumor")], grid, **tags)
+
+
+def test_closed_form_a_segmentation_lies_on_the_series_it_names(tmp_path):
+    grid = Grid.axial((5, 9, 10), (5.0, 1.0, 1.0))
+    coarse = Grid.axial((5, 4, 5), (5.0, 2.0, 2.0))
+    art, portal = ("1.2.3", "1.1", "1.2.3.5"), ("1.2.3", "1.2", "1.2.3.5")
+    phased = in_series({Phase.ART: art, Phase.PV: portal}, grid)
+    for place in (grid, coarse):
+        for series, phase in (("1.1", Phase.ART), ("1.2", Phase.PV), ("1.9", Phase.PV)):
+            given = read_given(None, drawn_seg(tmp_path / "a.dcm", place, series))
+            check_belongs(phased.study.series, given)
+            assert drawn_on(phased, given).reference is phase
+    # In whose frame of reference nothing else lies.
+    given = read_given(None, drawn_seg(tmp_path / "b.dcm", coarse))
+    apart = in_series({Phase.ART: art, Phase.PV: ("1.2.3", "1.2", "1.2.3.6")}, grid)
+    assert drawn_on(apart, given).reference is Phase.ART
+
+
+def test_closed_form_a_segmentation_of_another_study_or_frame_of_reference_is_refused(tmp_path):
+    grid = Grid.axial((5, 9, 10), (5.0, 1.0, 1.0))
+    given = read_given(None, drawn_seg(tmp_path / "a.dcm", grid, "1.1"))
+    for uids in (("1.2.4", "1.1", "1.2.3.5"), ("1.2.3", "1.1", "1.2.3.6")):
+        phased = in_series({Phase.PV: uids}, grid)
+        with pytest.raises(InputRefused) as refusal:
+            check_belongs(phased.study.series, given)
+        assert refusal.value.code == "E_MASK_STUDY"
+    with pytest.raises(InputRefused) as refusal:  # it lies where a series lies that is no phase
+        drawn_on(phased, given)
+    assert refusal.value.code == "E_MASK_STUDY"
+    # Of a NIfTI file nothing is known.
+    bare = in_series({Phase.PV: ("", "", "")}, grid)
+    bare = replace(bare, study=replace(bare.study, series=()))
+    check_belongs(bare.study.series, given)
+    assert drawn_on(bare, given).reference is Phase.PV
 
 
 def test_closed_form_masks_of_other_grids_are_brought_over_by_world_coordinates(patient):
@@ -147,13 +212,13 @@ def test_closed_form_masks_of_other_grids_are_brought_over_by_world_coordinates(
     )
     box = Box.around(label.array > 0, (1, 2, 3))
     cut = Volume(label.array[box.slices], label.grid.crop(box))
-    for other in (finer, cut):
+    for other, words in ((finer, "brought onto"), (cut, "on a part of")):
         case, found = measured(aligned, other, other)
         np.testing.assert_array_equal(found.label, expected.label)
         resampled = [w for w in case.warnings if w.startswith("W_MASK_RESAMPLED: the mask lies")]
-        assert len(resampled) == 1
+        assert len(resampled) == (other is finer)
         assert not found.warnings, "one file is not warned of twice"
-        assert case.given == "mask brought onto the voxels of the portal venous series"
+        assert case.given == f"mask {words} the voxels of the portal venous series"
 
 
 def moved(mask: Volume, *shift_mm: float) -> Volume:

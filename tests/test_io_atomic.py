@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -115,6 +118,22 @@ def test_a_failed_stage_leaves_out_as_it_was(tmp_path: Path, exists: bool) -> No
         assert _names(out.parent) == ["out"]
     else:
         assert _names(tmp_path) == []
+
+
+@pytest.mark.parametrize("writes", [atomic_path, staged_folder])
+def test_a_disk_that_fills_while_results_are_written_is_a_typed_error(
+    tmp_path: Path, writes: Callable[[Path], AbstractContextManager[Path]]
+) -> None:
+    def fill(number: int) -> None:
+        with writes(tmp_path / "out"):
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(ResourceExhausted) as refusal:
+        fill(errno.ENOSPC)
+    assert refusal.value.code == "E_OUTPUT_WRITE"
+    with pytest.raises(FileNotFoundError):  # whatever was read in the block
+        fill(errno.ENOENT)
+    assert _names(tmp_path) == []
 
 
 def test_a_file_where_the_folder_should_be_is_a_usage_error(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hepar.infer.bundle import Bundle, default_bundle_path, load_bundle
 from hepar.infer.device import pick_device
 from hepar.infer.tiling import Tiling
 from hepar.io.atomic import check_writable, staged_folder
+from hepar.io.given_masks import Given, read_given
 from hepar.io.ingest import listing
 from hepar.io.privacy import public_command
 from hepar.io.stale import set_aside
@@ -18,14 +19,14 @@ from hepar.provenance import Provenance, sha256_json
 from hepar.result import Result
 from hepar.stages.arrays import Images, study_of
 from hepar.stages.diagnose import diagnose
-from hepar.stages.dicom_out import check_sources, write_dicom
-from hepar.stages.given import Given, drawn_on, given_lesions, given_liver, read_given
+from hepar.stages.dicom_out import check_sources
+from hepar.stages.given import check_belongs, drawn_on, given_lesions, given_liver
 from hepar.stages.harmonize import harmonize
 from hepar.stages.liver import find_liver
 from hepar.stages.phases import assign_phases
 from hepar.stages.read import read_study
 from hepar.stages.register import register
-from hepar.stages.report import RESULTS, compose, input_sha256, write_report
+from hepar.stages.report import RESULTS, compose, input_sha256
 from hepar.stages.tumor import find_lesions
 from hepar.study import Diagnosis, Findings, LesionMap, LiverCase, Phase, Volume
 
@@ -94,10 +95,8 @@ class Pipeline:
         source = Path(study) if isinstance(study, str) else study
         provenance = self._provenance((), {"uncertainty": uncertainty}, given)
         case = self.run(source, uncertainty=uncertainty, given=given)
-        provenance = provenance.of_input(input_sha256(case.liver.aligned.phased))
-        findings = compose(case.liver, case.lesions, case.diagnosis, provenance)
         files = None if isinstance(source, Mapping) else listing(source)
-        return Result(findings, case.liver, case.lesions, provenance, files)
+        return _result(case, provenance, files)
 
     def run(
         self,
@@ -130,6 +129,7 @@ class Pipeline:
             study = read_study(source, stated, interpolate_gaps=self.interpolate_gaps)
         if dicom:
             check_sources(study.series)
+        check_belongs(study.series, given)
         begin("tell the phases")
         finder = self.bundle.model("liver")
         phased = assign_phases(study, finder, tiling=self.tiling)  # phase, confidence, reason
@@ -162,29 +162,21 @@ class Pipeline:
         probabilities: bool = False,
         given: Given | None = None,
         dicom: bool = False,
+        captures: bool = False,
     ) -> Findings:
         """Run, and leave the results in `out`: all of them, or nothing, but never older ones."""
         check_writable(out)
         settings = {"phases": sorted(stated or ()), "probabilities": probabilities}
         provenance = self._provenance(public_command(sys.argv), settings, given or Given())
         with set_aside(out, RESULTS):
-            case = self.run(source, stated, uncertainty=probabilities, given=given, dicom=dicom)
-            provenance = provenance.of_input(input_sha256(case.liver.aligned.phased))
-            findings = compose(case.liver, case.lesions, case.diagnosis, provenance)
+            case = self.run(
+                source, stated, uncertainty=probabilities, given=given, dicom=dicom or captures
+            )
+            result = _result(case, provenance, listing(source, stated))
             self.progress("write the report")
             with staged_folder(out) as staged:
-                objects = write_dicom(findings, case.liver, case.lesions, staged) if dicom else ()
-                write_report(
-                    findings,
-                    case.liver,
-                    case.lesions,
-                    staged,
-                    probabilities=probabilities,
-                    run=provenance.as_dict(),
-                    files=listing(source, stated),
-                    beside=objects,
-                )
-        return findings
+                result.leave(staged, probabilities=probabilities, dicom=dicom, captures=captures)
+        return result.findings
 
     def _provenance(
         self, command: tuple[str, ...], settings: Mapping[str, object], given: Given
@@ -193,3 +185,9 @@ class Pipeline:
         settings = {**settings, "interpolate_gaps": self.interpolate_gaps}
         hashes = {"model": self.bundle.sha256, "settings": sha256_json(settings), **given.hashes}
         return Provenance.begin(command, device=self.tiling.device, hashes=hashes)
+
+
+def _result(case: Case, provenance: Provenance, files: tuple[str, ...] | None) -> Result:
+    provenance = provenance.of_input(input_sha256(case.liver.aligned.phased))
+    findings = compose(case.liver, case.lesions, case.diagnosis, provenance)
+    return Result(findings, case.liver, case.lesions, provenance, files)

@@ -9,6 +9,7 @@ from hepar.geometry import uncanonical
 from hepar.io.atomic import check_writable, staged_folder
 from hepar.io.stale import set_aside
 from hepar.provenance import Provenance
+from hepar.stages.dicom_out import check_sources, write_dicom
 from hepar.stages.report import RESULTS, write_report
 from hepar.study import Findings, LesionMap, LiverCase, Volume
 
@@ -44,24 +45,41 @@ class Result:
         source = self.liver.aligned.source_grid
         return Volume(uncanonical(self.lesions.instances, source), source)
 
-    def write(self, out: Path | str, *, probabilities: bool = False) -> None:
+    def write(
+        self,
+        out: Path | str,
+        *,
+        probabilities: bool = False,
+        dicom: bool = False,
+        captures: bool = False,
+    ) -> None:
         """Leave what `hepar segment` leaves: all of it, or nothing.
 
         Args:
             out: a folder; earlier results in it give way.
             probabilities: also the tumor's probability, where a network found the tumors.
+            dicom: also `seg.dcm` and `sr.dcm`, which name the patient.
+            captures: also a DICOM picture of each of the largest lesions, likewise.
 
         Raises:
-            HeparError: `E_OUTPUT_PATH`, `E_OUTPUT_WRITE`.
+            HeparError: `E_OUTPUT_PATH`, `E_OUTPUT_WRITE`; `E_DICOM_SOURCE`, the study has no
+                images that DICOM output can refer to.
         """
         check_writable(out)
+        if dicom or captures:
+            check_sources(self.liver.aligned.phased.study.series)
         with set_aside(out, RESULTS), staged_folder(out) as staged:
-            write_report(
-                self.findings,
-                self.liver,
-                self.lesions,
-                staged,
-                probabilities=probabilities,
-                run=self.provenance.as_dict(),
-                files=self.files,
-            )
+            self.leave(staged, probabilities=probabilities, dicom=dicom, captures=captures)
+
+    def leave(self, staged: Path, *, probabilities: bool, dicom: bool, captures: bool) -> None:
+        """`write` into an existing folder that nobody sees yet, where all was checked before."""
+        case = (self.findings, self.liver, self.lesions)
+        objects = write_dicom(*case, staged, objects=dicom, captures=captures)
+        write_report(
+            *case,
+            staged,
+            probabilities=probabilities,
+            run=self.provenance.as_dict(),
+            files=self.files,
+            beside=objects,
+        )

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pydicom
 
-from hepar.geometry import Box, Grid, canonical
+from aligned_cases import aligned_series, lesion_map
+from hepar.geometry import Box, Grid
 from hepar.infer.measure import measure_lesions
 from hepar.io.dicom import numbered, readings_of
 from hepar.io.dicom_pixels import quiet
@@ -17,7 +18,6 @@ from hepar.io.dicom_scan import scan_files, walk_files
 from hepar.stages.dicom_out import write_dicom
 from hepar.stages.report import compose
 from hepar.study import (
-    AlignedStudy,
     Diagnosis,
     Findings,
     Lesion,
@@ -25,12 +25,7 @@ from hepar.study import (
     LesionMap,
     LiverCase,
     Phase,
-    PhasedStudy,
-    PhaseReading,
-    RegistrationRecord,
     Series,
-    Study,
-    Volume,
 )
 
 # From LPS mm `(..., 3)` to 0, 1 for the liver without lesions, 2 and more for lesions.
@@ -105,21 +100,9 @@ def found_in(
 ) -> tuple[LiverCase, LesionMap, Findings]:
     """What a perfect model finds in series that lie on one grid, the last of them portal venous."""
     phases = (Phase.ART, Phase.PV)[-len(series) :]
-    volumes = {
-        phase: Volume(*canonical(one.volume.array, one.volume.grid))
-        for phase, one in zip(phases, series, strict=True)
-    }
-    grids = {p: one.volume.grid for p, one in zip(phases, series, strict=True)}
-    readings = tuple(
-        PhaseReading(p, 1.0, "said so", one.verdict.series_id)
-        for p, one in zip(phases, series, strict=True)
-    )
-    study = Study(tuple(series), tuple(one.verdict for one in series), warnings)
-    phased = PhasedStudy(volumes, readings, study, grids)
-    records = tuple(
-        RegistrationRecord(p, "reference", 1.0, 1.0, 0.0, 0.0, 1.0, "on one grid") for p in phases
-    )
-    aligned = AlignedStudy(volumes, Phase.PV, phased, records)
+    by_phase = dict(zip(phases, series, strict=True))
+    grids = {phase: one.volume.grid for phase, one in by_phase.items()}
+    aligned = aligned_series(by_phase, grids, study_warnings=warnings)
     numbers = truth(places(aligned.grid))
     liver, instances = numbers > 0, np.where(numbers > 1, numbers - 1, 0).astype(np.uint16)
     liver_ml = float(liver.sum()) * aligned.grid.voxel_ml
@@ -129,15 +112,13 @@ def found_in(
             instances,
             liver,
             aligned.grid,
-            {str(p): v.array for p, v in volumes.items()},
+            {str(p): v.array for p, v in aligned.volumes.items()},
             (instances > 0).astype(np.float32),
         )
         if measured
         else tuple(_made_up(number) for number in range(1, int(instances.max()) + 1))
     )
-    label = liver.astype(np.uint8) + (instances > 0)
-    burden = float((instances > 0).sum() / liver.sum())
-    lesions = LesionMap((instances > 0).astype(np.float32), label, instances, found, burden)
+    lesions = lesion_map(case, instances, found)
     named = tuple(
         LesionDiagnosis(
             lesion_id=lesion.id, probabilities=CHANCES, label="hcc", abstained=lesion.id > 1

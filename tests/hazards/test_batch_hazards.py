@@ -7,13 +7,13 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
 import pytest
+from killed_night import POISON, SHORT, WHOLE, Night, records, run_night
 
-from batch_engine import command, engine, started, write_studies
+from batch_engine import engine, started, write_studies
 from hepar.batch.job import RECORD, run_study
 from hepar.batch.night import run_batch
 from hepar.batch.plan import plan
@@ -28,72 +28,33 @@ from hepar.provenance import sha256_tree
 from hepar.study import Phase
 from small_ct import volume
 
-NAMES = tuple(f"study {number:02d}" for number in range(50))
-POISON = {
-    "study 05": ("refuse", "E_NO_LIVER"),
-    "study 15": ("segfault", "E_WORKER_DIED"),
-    "study 25": ("hang", "E_TIMEOUT"),
-    "study 30": ("exit", "E_WORKER_DIED"),
-    "study 40": ("bug", "E_INTERNAL"),
-}
-KILLS = {
-    "study 10": "once kill",
-    "study 20": "once kill parent",
-    "study 35": "once kill",
-}
+REFUSALS = ("E_NO_LIVER", "E_MALFORMED")
 
 
-@dataclass(frozen=True)
-class Night:
-    """A batch of 50 studies that was killed and begun again.
-
-    Attributes:
-        source, out, notes: its folders.
-        codes: exit codes of the killed command and of the second one.
-        before: file number and time of the records that the first one left.
-        started: studies that each of them began.
-        document: what the second one said.
-    """
-
-    source: Path
-    out: Path
-    notes: Path
-    codes: tuple[int, int]
-    before: dict[str, tuple[int, int]]
-    started: tuple[list[str], list[str]]
-    document: dict
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(SHORT, id="50"), pytest.param(WHOLE, id="200", marks=pytest.mark.full)],
+)
+def night(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Night:
+    return run_night(tmp_path_factory.mktemp("night"), request.param)
 
 
-def records(out: Path) -> dict[str, tuple[int, int]]:
-    found = {p.parent.name: p.stat() for p in out.glob(f"[!.]*/{RECORD}")}
-    return {name: (status.st_ino, status.st_mtime_ns) for name, status in found.items()}
-
-
-@pytest.fixture(scope="module")
-def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
-    folder = tmp_path_factory.mktemp("night")
-    orders = dict.fromkeys(NAMES, "") | {name: order for name, (order, _) in POISON.items()}
-    source = write_studies(folder / "in", orders | KILLS)
-    out, notes = folder / "out", folder / "notes"
-    asked = (source, out, notes, "--workers", 2, "--timeout", 10)
-    first = command(*asked)
-    first.communicate()
-    before, begun = records(out), started(notes)
-    second = command(*asked)
-    said, _ = second.communicate()
-    again = started(notes)[len(begun) :]
-    codes = (first.returncode, second.returncode)
-    return Night(source, out, notes, codes, before, (begun, again), json.loads(said))
+def by_name(night: Night) -> dict[str, dict]:
+    return {study["study"]: study for study in night.document["studies"]}
 
 
 def test_property_BA01_a_night_of_poison_and_kills_leaves_every_study_done_or_coded(night):
-    assert night.codes == (-signal.SIGKILL, 11)
-    assert night.document["counts"] == {"done": 45, "failed": 5, "duplicate": 0, "open": 0}
-    studies = {study["study"]: study for study in night.document["studies"]}
-    assert tuple(studies) == NAMES
+    *killed, last = night.codes
+    assert killed  # else nothing was tested
+    assert set(killed) == {-signal.SIGKILL}
+    assert last == 11
+    scale, studies = night.scale, by_name(night)
+    counts = {"done": len(scale.sound), "failed": len(scale.poison), "duplicate": 0, "open": 0}
+    assert tuple(studies) == scale.names
     failed = {name: s["code"] for name, s in studies.items() if s["state"] == "failed"}
-    assert failed == {name: code for name, (_, code) in POISON.items()}
-    assert all(studies[name]["remedy"] for name in POISON)
+    assert failed == {name: POISON[order] for name, order in scale.poison.items()}
+    assert night.document["counts"] == counts
+    assert all(studies[name]["remedy"] for name in scale.poison)
     assert json.loads((night.out / "batch.json").read_text()) == night.document
     with (night.out / "batch.csv").open(newline="") as stream:
         rows = {row["study"]: row for row in csv.DictReader(stream)}
@@ -103,23 +64,24 @@ def test_property_BA01_a_night_of_poison_and_kills_leaves_every_study_done_or_co
 
 
 def test_property_BA01_what_was_done_before_a_kill_is_not_done_again(night):
-    begun, again = night.started
-    assert begun  # else nothing was tested
-    assert night.before
+    begun = started(night.notes)
     after = records(night.out)
-    assert {name: after[name] for name in night.before} == night.before
-    assert not set(again) & set(night.before)
-    assert set(begun) | set(again) == set(NAMES)
+    assert any(done for done, _ in night.before)  # else nothing was tested
+    for done, count in night.before:
+        assert {name: after[name] for name in done} == done
+        assert not set(begun[count:]) & set(done)
+    assert set(begun) == set(night.scale.names)
 
 
 def test_property_BA01_results_are_those_of_a_night_in_which_nothing_died(night, tmp_path):
+    scale = night.scale
     for job in plan(night.source, tmp_path / "out", engine(tmp_path / "notes")).jobs:
-        if job.name in KILLS:
+        if job.name in scale.once:
             (tmp_path / "notes" / f"{job.name}.done").touch()
-        if job.name not in POISON:
+        if job.name in scale.sound:
             assert run_study(job).state == "done"
     left = {place.name for place in night.out.iterdir() if place.is_dir()}
-    assert left == set(NAMES) - set(POISON)  # nothing of the poisoned ones, no temporary
+    assert left == scale.sound  # nothing of the poisoned ones, no temporary
     for name in left:
         assert sha256_tree(night.out / name) == sha256_tree(tmp_path / "out" / name)
 
@@ -129,34 +91,42 @@ def test_property_BA01_where_all_is_done_or_refused_only_chance_failures_are_tri
 ):
     out, notes = tmp_path / "out", tmp_path / "notes"
     shutil.copytree(night.out, out)
-    for name, (order, _) in POISON.items():
-        if order != "refuse":  # whatever it was, it has passed
-            (night.source / name / "order.txt").write_text("once " + order)
-            notes.mkdir(exist_ok=True)
-            (notes / f"{name}.done").touch()
+    refused = {name for name, s in by_name(night).items() if s["code"] in REFUSALS}
+    passed = set(night.scale.poison) - refused
+    notes.mkdir()
+    for name in passed:  # whatever it was, it has passed
+        (night.source / name / "order.txt").write_text("once " + night.scale.poison[name])
+        (notes / f"{name}.done").touch()
     document = run_batch(night.source, out, engine(notes), timeout_s=60)
-    assert document["counts"] == {"done": 49, "failed": 1, "duplicate": 0, "open": 0}
-    assert sorted(started(notes)) == sorted(set(POISON) - {"study 05"})
-    run_batch(night.source, out, engine(notes))
-    assert len(started(notes)) == 4  # now nothing is
+    done = len(night.scale.names) - len(refused)
+    assert document["counts"] == {
+        "done": done,
+        "failed": len(refused),
+        "duplicate": 0,
+        "open": 0,
+    }
+    assert sorted(started(notes)) == sorted(passed)
+    left = records(out)
+    assert run_batch(night.source, out, engine(notes)) == document
+    assert len(started(notes)) == len(passed)  # now nothing is
+    assert records(out) == left
 
 
 def test_property_BA06_a_process_that_dies_costs_its_own_study_alone(night):
-    studies = {study["study"]: study for study in night.document["studies"]}
-    assert "SIGSEGV" in studies["study 15"]["message"]
-    assert "exit code 7" in studies["study 30"]["message"]
-    for name in KILLS:  # killed once, not by its own fault
-        assert studies[name]["state"] == "done"
-    for name in ("study 14", "study 16", "study 29", "study 31"):
+    studies, scale = by_name(night), night.scale
+    assert "SIGSEGV" in studies[scale.of("segfault")]["message"]
+    assert "exit code 7" in studies[scale.of("exit")]["message"]
+    for name in scale.sound:  # some were killed once, not by their own fault
         assert studies[name]["state"] == "done"
 
 
 def test_property_IN07_a_study_that_hangs_is_stopped_and_the_others_go_on(night):
-    studies = {study["study"]: study for study in night.document["studies"]}
-    assert studies["study 25"]["code"] == "E_TIMEOUT"
-    assert "--timeout" in studies["study 25"]["remedy"]
-    assert (night.started[0] + night.started[1]).count("study 25") == 1
-    assert studies["study 26"]["state"] == studies["study 49"]["state"] == "done"
+    name = night.scale.of("hang")
+    study = by_name(night)[name]
+    assert study["code"] == "E_TIMEOUT"
+    assert "--timeout" in study["remedy"]
+    if not night.scale.kills:  # a killed command begins it again
+        assert started(night.notes).count(name) == 1
 
 
 def cut(path: Path) -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from canary_study import grid_of, hu_at, places, run, write_study
+from canary_study import grid_of, hu_at, places, run, stand_ins, write_study
 from dicom_case import frames_of
 from test_privacy_hazards import leaks
 
 import hepar.pipeline
 import hepar.stages.dicom_out
+from hepar.errors import UsageError
 from hepar.io.nifti import read_label, write_nifti
+from hepar.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,43 @@ def test_property_OU02_an_edited_mask_goes_back_as_drawn_by_hand(written):
     codes = _codes(out / "sr.dcm")
     assert "LIVER_VOLUME" in codes
     assert "CONFIDENCE" not in codes
+
+
+def test_property_OU02_a_seg_given_back_measures_as_the_same_masks_as_nifti(written):
+    base, said = written.out.parent, []
+    nifti = [written.out / "lesions.nii.gz", "--liver", written.out / "segmentation.nii.gz"]
+    for name, masks in {"from seg": [written.out / "seg.dcm"], "from nifti": nifti}.items():
+        found = run(base / name, "measure", base / "john.doe", *masks, "-o", base / name)
+        assert found.code == 0, found.said
+        assert leaks(found) == []
+        said.append(json.loads((base / name / "findings.json").read_text()))
+    where = "on a part of the voxels of the portal venous series, of a DICOM Segmentation"
+    pieces = "a mask without ids, 1 connected piece"
+    assert said[0]["given"] == {"liver": f"mask {where}", "tumor": f"{pieces}, {where}"}
+    for key in said[0].keys() - {"given", "provenance"}:
+        assert said[0][key] == said[1][key], key
+    for name in ("segmentation", "lesions"):
+        masks = [read_label(base / f"from {kind}" / f"{name}.nii.gz") for kind in ("seg", "nifti")]
+        np.testing.assert_array_equal(masks[0].array, masks[1].array)
+
+
+def test_property_OU02_python_leaves_the_objects_of_the_command_or_nothing(written, tmp_path):
+    with stand_ins():
+        pipeline = Pipeline.load(device="cpu")
+        pipeline(written.out.parent / "john.doe").write(tmp_path / "out", dicom=True, captures=True)
+        write_nifti(tmp_path / "pv.nii.gz", hu_at(places(grid_of())), grid_of())
+        without = pipeline(tmp_path / "pv.nii.gz")
+        for asked in ({"dicom": True}, {"captures": True}):
+            with pytest.raises(UsageError) as refusal:
+                without.write(tmp_path / "refused", **asked)
+            assert refusal.value.code == "E_DICOM_SOURCE"
+    assert not (tmp_path / "refused").exists()
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert {"seg.dcm", "sr.dcm", "captures/lesion_01.dcm"} <= set(record["files"])
+    for name in ("seg.dcm", "sr.dcm"):
+        mine, theirs = (pydicom.dcmread(at / name) for at in (tmp_path / "out", written.out))
+        assert mine.SOPInstanceUID == theirs.SOPInstanceUID
+        assert mine.get("PixelData") == theirs.get("PixelData")
 
 
 @pytest.mark.parametrize("kind", ["nifti", "archive", "no frame of reference", "no date"])

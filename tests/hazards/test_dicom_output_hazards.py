@@ -31,6 +31,7 @@ from hepar.geometry import Grid
 from hepar.infer.measure import feret_axes_mm
 from hepar.io.dicom_write import write_dicom_series
 from hepar.io.nifti import read_label, write_nifti
+from hepar.io.seg_masks import read_seg_masks
 from hepar.stages.stored_voxels import as_stored
 from hepar.study import Volume
 
@@ -210,6 +211,22 @@ def test_property_OU02_each_frame_names_its_image(tmp_path, build):
         }
     else:
         assert_on_images(found, images)
+
+
+@pytest.mark.parametrize("build", [shuffled, lost_one, noisy, tilted])
+def test_property_OU02_a_seg_is_taken_back_as_a_mask(tmp_path, without_report, build):
+    save(build(), tmp_path / "study")
+    found = read_seg_masks(write_case(tmp_path / "study", anatomy, tmp_path / "out").seg)
+    truth = anatomy(places(found.grid))
+    if build is lost_one:  # there is no frame where there was no image
+        truth[~found.liver.any(axis=(1, 2))] = 0
+    for mine, theirs in (
+        (found.liver, truth > 0),
+        (found.lesions == 1, truth == 2),
+        (found.lesions == 2, truth == 3),
+    ):
+        overlap = 2 * (mine & theirs).sum() / (mine.sum() + theirs.sum())
+        assert overlap == 1 if build in (shuffled, lost_one) else overlap > 0.9
 
 
 @pytest.mark.parametrize("phases", [1, 2])

@@ -22,6 +22,8 @@ from pathlib import Path
 from hepar.errors import ResourceExhausted, UsageError
 
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+# What only writing can meet.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # A report with its masks and pictures takes a few MiB; a disk this full is about to fail anyway.
 MIN_FREE_BYTES = 64 * 2**20
 _TEMPORARY = re.compile(r"^\.hepar-tmp-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}-")
@@ -45,7 +47,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     made = _make_parents(target)
     temporary = _temporary_beside(target)
     try:
-        yield temporary
+        with _typed(target, _FULL):
+            yield temporary
         with _typed(target):
             _sync(temporary)
             os.replace(temporary, target)
@@ -80,7 +83,8 @@ def staged_folder(out: Path | str) -> Iterator[Path]:
     try:
         with _typed(target):
             temporary.mkdir()
-        yield temporary
+        with _typed(target, _FULL):
+            yield temporary
         with _typed(target):
             _publish(temporary, target)
     except BaseException:
@@ -234,10 +238,13 @@ def _remove_folders(made: list[Path]) -> None:
 
 
 @contextmanager
-def _typed(target: Path) -> Iterator[None]:
+def _typed(target: Path, errors: frozenset[int] | None = None) -> Iterator[None]:
+    """Errors of the system as `E_OUTPUT_WRITE`; of a block that also does other work, `errors`."""
     try:
         yield
     except OSError as error:
+        if errors is not None and error.errno not in errors:
+            raise
         raise ResourceExhausted(
             "E_OUTPUT_WRITE",
             "output",

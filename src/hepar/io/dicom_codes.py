@@ -23,6 +23,8 @@ LESION = Code("52988006", "SCT", "Lesion")
 CT = Code("25045-6", "LN", "CT unspecified body region")
 ALGORITHM = Code("123110", "DCM", "Artificial Intelligence")
 DEVICE = Code("121007", "DCM", "Device")
+SEGMENTED = Code("113076", "DCM", "Segmentation")
+SOURCE_IMAGE = Code("121322", "DCM", "Source image for image processing operation")
 
 MILLILITER = Code("ml", "UCUM", "milliliter")
 MILLIMETER = Code("mm", "UCUM", "millimeter")

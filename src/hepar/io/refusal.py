@@ -70,8 +70,12 @@ REMEDIES: dict[str, str] = {
     "E_MASK_SLICES": "Give masks with exactly one slice for each slice of the image.",
     "E_ALIGN_MASKS": "Give masks of every phase (art_label.nii.gz, ...), or another --align.",
     "E_LEAKAGE": "Leave the case out; with it, what is tested on would be trained on.",
-    "E_MASK_FORMAT": "Give the mask as NIfTI (.nii or .nii.gz); 3D Slicer, or dcmqi's "
-    "`segimage2itkimage`, saves a DICOM SEG as one.",
+    "E_MASK_FORMAT": "Give the mask as one file, NIfTI (.nii or .nii.gz) or a DICOM Segmentation "
+    "of parallel, evenly spaced frames; 3D Slicer saves either.",
+    "E_MASK_SEGMENTS": "Code the segments as Liver and Lesion, or label them so (Liver, Lesion 1, "
+    "Lesion 2), each voxel in one lesion at most, and take out or name what is neither.",
+    "E_MASK_STUDY": "Give a Segmentation that was drawn on a series of this study; if UIDs were "
+    "changed since, save the mask as NIfTI.",
     "E_MASK_VALUES": "Give a label map (0 background, 1 liver, 2 tumor), or ids of lesions (1 to "
     "65535) together with a liver mask, which holds 0 and one other value.",
     "E_MASK_EMPTY": "Give a mask that covers the organ; a label map with liver and no tumor says "

@@ -21,27 +21,10 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from hepar.io.dicom_codes import ALGORITHM
+from hepar.io.dicom_origin import Origin
 from hepar.io.dicom_source import SourceImages, renumbered
 
 SERIES_NUMBER = 9001
-
-
-@dataclass(frozen=True)
-class Maker:
-    """The program that made an object, as DICOM names algorithms and devices.
-
-    Attributes:
-        version: of the program.
-        serial: what tells this model from others.
-        parameters: everything else that determined the result, by name.
-        uid: of the device.
-    """
-
-    version: str
-    serial: str
-    parameters: dict[str, str]
-    uid: str
-    name: str = "hepar"
 
 
 @dataclass(frozen=True)
@@ -69,26 +52,14 @@ class Segment:
     given: bool = False
 
 
-def make_seg(
-    labels: NDArray[Any],
-    segments: Sequence[Segment],
-    source: SourceImages,
-    further: Sequence[SourceImages],
-    maker: Maker,
-    *,
-    series_uid: str,
-    instance_uid: str,
-) -> Segmentation:
+def make_seg(labels: NDArray[Any], segments: Sequence[Segment], origin: Origin) -> Segmentation:
     """Make one Segmentation object.
 
     Args:
-        labels: `(n, rows, columns)` on the images of `source`, 0 or the number of a segment.
+        labels: `(n, rows, columns)` on the images of the origin's source, 0 or the number of a
+            segment.
         segments: at least one; a segment without pixels stays in the list.
-        source: the images that it lies on.
-        further: other series it was made from.
-        maker: what made it.
-        series_uid: SeriesInstanceUID.
-        instance_uid: SOPInstanceUID.
+        origin: what it is made from.
 
     Returns:
         The object.
@@ -97,6 +68,7 @@ def make_seg(
         AttributeError, KeyError, TypeError, ValueError: a header of the source holds what an
             object may not hold; the message may quote it.
     """
+    maker, source = origin.maker, origin.source
     algorithm = hd.AlgorithmIdentificationSequence(
         name=maker.name,
         family=ALGORITHM,
@@ -104,6 +76,9 @@ def make_seg(
         source=maker.name,
         parameters=maker.parameters,
     )
+    own = {str(image.SOPInstanceUID) for image in source.images}
+    every = origin.of_study().images()
+    further = [image for image in every if str(image.SOPInstanceUID) not in own]
     made = Segmentation(
         source_images=list(source.images),
         pixel_array=labels,
@@ -111,20 +86,12 @@ def make_seg(
         segment_descriptions=[
             _description(number, segment, algorithm) for number, segment in enumerate(segments, 1)
         ],
-        series_instance_uid=series_uid,
-        series_number=SERIES_NUMBER,
-        sop_instance_uid=instance_uid,
-        instance_number=1,
-        manufacturer=maker.name,
-        manufacturer_model_name=maker.name,
-        software_versions=maker.version,
-        device_serial_number=maker.serial,
         content_label="LIVER_LESIONS",
         content_description="Liver and lesions, research use only",
-        further_source_images=_further(source, further),
-        series_description="hepar: liver and lesions",
+        further_source_images=further or None,
+        **origin.said("segmentation", SERIES_NUMBER, "hepar: liver and lesions"),
     )
-    renumbered(made, [source, *further])
+    renumbered(made, [source, *origin.further])
     return made
 
 
@@ -198,16 +165,3 @@ def _description(
         anatomic_regions=None if segment.region is None else [segment.region],
         display_color=hd.color.CIELabColor.from_rgb(*segment.color),
     )
-
-
-def _further(source: SourceImages, further: Sequence[SourceImages]) -> list[Any] | None:
-    """Images of other series of the same study; each object once."""
-    said = {str(image.SOPInstanceUID) for image in source.images}
-    images = []
-    for other in further:
-        if other.study_uid == source.study_uid:
-            for image in other.images:
-                if str(image.SOPInstanceUID) not in said:
-                    said.add(str(image.SOPInstanceUID))
-                    images.append(image)
-    return images or None

@@ -17,8 +17,8 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from hepar.io.dicom_codes import CT, DEVICE, LIVER
+from hepar.io.dicom_origin import Origin
 from hepar.io.dicom_source import SourceImages
-from hepar.io.seg import Maker
 
 SERIES_NUMBER = 9002
 
@@ -53,29 +53,16 @@ class Group:
     words: tuple[tuple[Code, Code], ...]
 
 
-def write_sr(
-    path: Path,
-    groups: Sequence[Group],
-    seg: Dataset,
-    source: SourceImages,
-    further: Sequence[SourceImages],
-    maker: Maker,
-    *,
-    series_uid: str,
-    instance_uid: str,
-) -> None:
+def write_sr(path: Path, groups: Sequence[Group], seg: Dataset, origin: Origin) -> None:
     """Write one Comprehensive 3D SR, preliminary and unverified.
 
     Args:
         path: of the file.
         groups: at least one.
         seg: the Segmentation object whose segments they measure.
-        source: the images it lies on.
-        further: other series that were measured.
-        maker: what measured.
-        series_uid: SeriesInstanceUID.
-        instance_uid: SOPInstanceUID.
+        origin: what it is made from.
     """
+    maker = origin.maker
     observer = sr.ObserverContext(
         observer_type=sr.CodedConcept(DEVICE.value, DEVICE.scheme_designator, DEVICE.meaning),
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
@@ -95,26 +82,15 @@ def write_sr(
     report = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=observer),
         procedure_reported=CT,
-        imaging_measurements=[_content(group, seg, source, algorithm) for group in groups],
+        imaging_measurements=[_content(group, seg, origin.source, algorithm) for group in groups],
     )
-    images = {
-        str(image.SOPInstanceUID): image for one in (source, *further) for image in one.images
-    }
     made = sr.Comprehensive3DSR(
-        evidence=[*images.values(), seg],
+        evidence=[*origin.images(), seg],
         content=report,
-        series_instance_uid=series_uid,
-        series_number=SERIES_NUMBER,
-        sop_instance_uid=instance_uid,
-        instance_number=1,
-        manufacturer=maker.name,
-        manufacturer_model_name=maker.name,
-        software_versions=maker.version,
-        device_serial_number=maker.serial,
-        series_description="hepar: measurements of liver and lesions",
         is_complete=True,
         is_final=False,
         is_verified=False,
+        **origin.said("report", SERIES_NUMBER, "hepar: measurements of liver and lesions"),
     )
     made.save_as(path, enforce_file_format=True)
 

@@ -76,6 +76,11 @@ class Picture:
         image.save(stream, "PNG")
         return stream.getvalue()
 
+    def rgb(self) -> UInt8[np.ndarray, "h w 3"]:
+        """Red, green and blue of every pixel."""
+        palette = np.frombuffer(_palette(), dtype=np.uint8).reshape(-1, 3)
+        return np.asarray(palette[self.codes])
+
 
 def axial_plane(
     hu: Integer[np.ndarray, "z y x"],
@@ -174,6 +179,16 @@ def beside(pictures: Sequence[Picture], gap: int = 6) -> Picture:
     bar = np.full((height, gap), CODE["white"], dtype=np.uint8)
     parts = [p for picture in pictures for p in (bar, picture.codes)][1:]
     return Picture(np.concatenate(parts, axis=1), caption=pictures[0].caption)
+
+
+def above_words(picture: Picture, lines: Sequence[str]) -> Picture:
+    """A picture with lines of text below it, cut where they are longer than it is wide."""
+    height, size = 22, 14
+    width = picture.codes.shape[1]
+    foot = Image.fromarray(np.full((height * len(lines) + 6, width), CODE["black"], np.uint8))
+    for number, line in enumerate(lines):
+        write_text(foot, (8, 3 + number * height), line, size, "text", "lt")
+    return Picture(np.concatenate([picture.codes, np.asarray(foot)]), picture.caption)
 
 
 def outline(mask: Bool[np.ndarray, "h w"], thickness: int = 1) -> Bool[np.ndarray, "h w"]:

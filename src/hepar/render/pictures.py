@@ -53,8 +53,14 @@ def report_figures(case: LiverCase, lesions: LesionMap) -> tuple[Figure, ...]:
     return (
         *_overview(case, lesions, largest),
         *_doubt(case, lesions, largest),
-        *(_lesion_figure(case, lesions, lesion) for lesion in largest[:MAX_LESION_PICTURES]),
+        *lesion_figures(case, lesions),
     )
+
+
+def lesion_figures(case: LiverCase, lesions: LesionMap) -> tuple[Figure, ...]:
+    """The largest lesions, each on its key slice in every phase: at most `MAX_LESION_PICTURES`."""
+    largest = sorted(lesions.lesions, key=lambda lesion: -lesion.volume_ml)
+    return tuple(_lesion_figure(case, lesions, one) for one in largest[:MAX_LESION_PICTURES])
 
 
 def key_slice(mask: NDArray[np.bool_], axis: int = 0) -> int:
@@ -71,7 +77,7 @@ def overview_slices(case: LiverCase, lesions: LesionMap, largest: list[Lesion]) 
     through_liver = np.interp(
         [0.5, 0.25, 0.75, 0.375, 0.625], np.cumsum(area) / max(1, area.sum()), np.arange(len(area))
     )
-    wanted = [_lesion_slice(lesions, lesion) for lesion in largest]
+    wanted = [lesion_slice(lesions, lesion) for lesion in largest]
     wanted += [round(float(z)) for z in through_liver]
     chosen: list[int] = []
     for z in wanted:
@@ -80,7 +86,8 @@ def overview_slices(case: LiverCase, lesions: LesionMap, largest: list[Lesion]) 
     return sorted(chosen, reverse=True)  # from the head downwards
 
 
-def _lesion_slice(lesions: LesionMap, lesion: Lesion) -> int:
+def lesion_slice(lesions: LesionMap, lesion: Lesion) -> int:
+    """The axial slice on which a lesion is largest."""
     box = Box(*lesion.box_zyx)
     return box.start[0] + key_slice(lesions.instances[box.slices] == lesion.id)
 
@@ -121,7 +128,7 @@ def _doubt(case: LiverCase, lesions: LesionMap, largest: list[Lesion]) -> list[F
     reference = case.aligned.volumes[case.aligned.reference]
     levels = case.box.slices[0]
     if largest:
-        z = _lesion_slice(lesions, largest[0])
+        z = lesion_slice(lesions, largest[0])
     else:
         z = levels.start + int(known["Uncertainty"].sum(axis=(1, 2)).argmax())
     crop = Box((0, *case.box.start[1:]), (reference.grid.shape[0], *case.box.stop[1:]))
@@ -139,7 +146,7 @@ def _doubt(case: LiverCase, lesions: LesionMap, largest: list[Lesion]) -> list[F
 def _lesion_figure(case: LiverCase, lesions: LesionMap, lesion: Lesion) -> Figure:
     """One lesion on its key slice in every phase, side by side."""
     grid = case.aligned.grid
-    z = _lesion_slice(lesions, lesion)
+    z = lesion_slice(lesions, lesion)
     crop = lesion_window(Box(*lesion.box_zyx), grid)
     panels = []
     for phase in (p for p in PHASE_ORDER if p in case.aligned.volumes):

@@ -1,6 +1,6 @@
-"""Stage 9, on request: what was found as DICOM, for the patient's record: a SEG and an SR.
+"""Stage 9, on request: what was found as DICOM, for the patient's record: SEG, SR and pictures.
 
-Both belong to the study that was read: patient and study are copied from it. Both are read back
+All belong to the study that was read: patient and study are copied from it. All are read back
 and compared before they are left. Their UIDs follow from study, model, input and result, so that
 the same run replaces its objects and another result never bears their names.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,21 @@ from pydicom.uid import generate_uid
 
 from hepar.errors import HeparError
 from hepar.geometry import uncanonical
-from hepar.io import dicom_codes as words
+from hepar.io import dicom_codes as codes
+from hepar.io.capture import Capture, read_capture, write_capture
+from hepar.io.dicom_origin import Maker, Origin
 from hepar.io.dicom_pixels import quiet
 from hepar.io.dicom_regular import onto_frames
 from hepar.io.dicom_source import SourceImages, check_uids, source_images, unusable_source
-from hepar.io.seg import Maker, Segment, make_seg, read_seg
-from hepar.io.sr import Group, read_sr, write_sr
-from hepar.render.overlay import COLORS
+from hepar.io.seg import Segment, make_seg, read_seg
+from hepar.io.sr import read_sr, write_sr
+from hepar.render.overlay import COLORS, above_words
+from hepar.render.pictures import lesion_figures, lesion_slice
 from hepar.stages.coded_findings import coded_findings
-from hepar.stages.stored_voxels import series_of
+from hepar.stages.stored_voxels import may_show_names, series_of
 from hepar.study import LIVER, AlignedStudy, Findings, Frames, LesionMap, LiverCase, Series
 
-SEG, SR = "seg.dcm", "sr.dcm"
+SEG, SR, CAPTURES = "seg.dcm", "sr.dcm", "captures"
 # What highdicom and pydicom raise where a value is not what an object may hold.
 _UNFIT = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
@@ -56,57 +60,102 @@ def check_sources(series: Sequence[Series]) -> None:
 
 
 def write_dicom(
-    findings: Findings, case: LiverCase, lesions: LesionMap, out_dir: Path
-) -> tuple[Path, Path]:
-    """Write a Segmentation object and a structured report, and read both back.
+    findings: Findings,
+    case: LiverCase,
+    lesions: LesionMap,
+    out_dir: Path,
+    *,
+    objects: bool = True,
+    captures: bool = False,
+) -> tuple[Path, ...]:
+    """Write what was found as DICOM, and read it back.
 
     Args:
         findings: the numbers.
         case: the patient; every series has passed `check_sources`.
         lesions: masks.
         out_dir: an existing folder; a staged one, so that nothing is left after an error.
+        objects: write a Segmentation object and a structured report.
+        captures: write a picture a lesion, of the largest ones.
 
     Returns:
-        The files: `seg.dcm` and `sr.dcm`.
+        The files: `seg.dcm` and `sr.dcm`; those of `captures`.
 
     Raises:
         UsageError: `E_DICOM_SOURCE`, the headers of the study do not allow it.
         HeparError: `E_DICOM_READBACK`, what was written does not say what was found.
     """
+    if not (objects or captures):
+        return ()
     reference, *others = _frames(case.aligned)
     labels = on_images(_segment_numbers(findings, lesions), case.aligned, reference)
-    seg, sr = out_dir / SEG, out_dir / SR
     with quiet():
-        source, further = source_images(reference), [source_images(one) for one in others]
+        source, further = source_images(reference), tuple(map(source_images, others))
         uid = _uids(findings, source, labels)
-        segments = _segments(findings, uid)
-        groups = coded_findings(findings, segments)
-        maker = _maker(findings.provenance)
+        origin = Origin(source, further, _maker(findings.provenance), uid)
         try:
-            made = make_seg(
-                labels,
-                segments,
-                source,
-                further,
-                maker,
-                series_uid=uid("segmentation series"),
-                instance_uid=uid("segmentation"),
-            )
-            made.save_as(seg, enforce_file_format=True)
-            write_sr(
-                sr,
-                groups,
-                made,
-                source,
-                further,
-                maker,
-                series_uid=uid("report series"),
-                instance_uid=uid("report"),
-            )
+            written = _write_objects(findings, labels, origin, out_dir) if objects else ()
+            if captures:
+                written += _write_captures(case, lesions, origin, out_dir / CAPTURES)
         except _UNFIT as error:
             raise _unfit("The study", error) from error
-        _check(seg, sr, source, labels, groups)
+    return written
+
+
+def _write_objects(
+    findings: Findings, labels: NDArray[Any], origin: Origin, out_dir: Path
+) -> tuple[Path, ...]:
+    seg, sr = out_dir / SEG, out_dir / SR
+    segments = _segments(findings, origin.uid)
+    groups = coded_findings(findings, segments)
+    made = make_seg(labels, segments, origin)
+    made.save_as(seg, enforce_file_format=True)
+    write_sr(sr, groups, made, origin)
+    _check(SEG, lambda: np.array_equal(read_seg(seg, origin.source, labels.shape), labels))
+    _check(SR, lambda: read_sr(sr) == groups)
     return seg, sr
+
+
+def _write_captures(
+    case: LiverCase, lesions: LesionMap, origin: Origin, folder: Path
+) -> tuple[Path, ...]:
+    """A picture a lesion, largest first; no folder where there is no lesion."""
+    aligned, written = case.aligned, []
+    remark = f"{origin.maker.name} {origin.maker.version}, research use only, not for diagnosis"
+    by_id = {lesion.id: lesion for lesion in lesions.lesions}
+    for number, figure in enumerate(lesion_figures(case, lesions), start=1):
+        assert figure.lesion_id is not None
+        words = figure.caption.replace("\N{MINUS SIGN}", "-")
+        picture = above_words(figure.picture, (words, remark))
+        z = lesion_slice(lesions, by_id[figure.lesion_id])
+        middle = np.argwhere(lesions.instances[z] == figure.lesion_id).mean(axis=0)
+        place = aligned.grid.index_to_world(np.array([z, *middle]))
+        capture = Capture(
+            picture.rgb(),
+            f"{words}: every phase on the voxels of the reference, liver and lesions outlined",
+            tuple(
+                images.places[_nearest(frames, place)]
+                for images, frames in zip(
+                    (origin.source, *origin.further), _frames(aligned), strict=True
+                )
+            ),
+            may_show_names(aligned),
+        )
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{figure.name}.dcm"
+        write_capture(path, capture, origin, number)
+        _check(f"{CAPTURES}/{path.name}", partial(_same_picture, path, capture))
+        written.append(path)
+    return tuple(written)
+
+
+def _same_picture(path: Path, capture: Capture) -> bool:
+    return np.array_equal(read_capture(path), capture.rgb)
+
+
+def _nearest(frames: Frames, place_mm: NDArray[np.float64]) -> int:
+    """The image nearest to a place."""
+    return int(np.abs((frames.origins_mm - place_mm) @ frames.axes[:, 0]).argmin())
 
 
 def on_images(labels: NDArray[Any], aligned: AlignedStudy, frames: Frames) -> NDArray[Any]:
@@ -138,10 +187,13 @@ def _trial(frames: Frames) -> None:
     """Make a Segmentation of one pixel an image, and let go of it."""
     labels = np.zeros((len(frames.files), *frames.shape), dtype=np.uint8)
     labels[:, 0, 0] = 1
-    liver = _liver(str(generate_uid()))
-    maker = Maker("0", "trial", {}, str(generate_uid()))
-    uids = {"series_uid": str(generate_uid()), "instance_uid": str(generate_uid())}
-    make_seg(labels, [liver], source_images(frames), [], maker, **uids)
+    origin = Origin(
+        source_images(frames),
+        (),
+        Maker("0", "trial", {}, str(generate_uid())),
+        lambda name: str(generate_uid()),
+    )
+    make_seg(labels, [_liver(str(generate_uid()))], origin)
 
 
 def _unfit(whose: str, error: Exception) -> HeparError:
@@ -175,12 +227,12 @@ def _segments(findings: Findings, uid: Callable[[str], str]) -> tuple[Segment, .
     found = (
         Segment(
             label=f"Lesion {lesion.id}",
-            category=words.ABNORMAL_STRUCTURE,
-            kind=words.LESION,
+            category=codes.ABNORMAL_STRUCTURE,
+            kind=codes.LESION,
             tracking_id=f"Lesion {lesion.id}",
             tracking_uid=uid(f"lesion {lesion.id}"),
             color=COLORS["lesion"],
-            region=words.LIVER,
+            region=codes.LIVER,
             given="tumor" in findings.given,
         )
         for lesion in findings.lesions
@@ -191,8 +243,8 @@ def _segments(findings: Findings, uid: Callable[[str], str]) -> tuple[Segment, .
 def _liver(uid: str, *, given: bool = False) -> Segment:
     return Segment(
         label="Liver without lesions",
-        category=words.ANATOMICAL_STRUCTURE,
-        kind=words.LIVER,
+        category=codes.ANATOMICAL_STRUCTURE,
+        kind=codes.LIVER,
         tracking_id="Liver",
         tracking_uid=uid,
         color=COLORS["liver"],
@@ -219,28 +271,17 @@ def _maker(provenance: Mapping[str, Any]) -> Maker:
     return Maker(str(provenance["hepar"]), model, hashes, device)
 
 
-def _check(
-    seg: Path,
-    sr: Path,
-    source: SourceImages,
-    labels: NDArray[Any],
-    groups: tuple[Group, ...],
-) -> None:
+def _check(name: str, is_the_same: Callable[[], bool]) -> None:
     """Compare what was written with what was to be written.
 
     Raises:
         HeparError: `E_DICOM_READBACK`.
     """
     try:
-        same = {
-            SEG: np.array_equal(read_seg(seg, source, labels.shape), labels),
-            SR: read_sr(sr) == groups,
-        }
+        if not is_the_same():
+            raise _not_the_same(f"of {name} does not say what was found")
     except _UNFIT as error:
         raise _not_the_same("cannot be read back") from error
-    for name, is_so in same.items():
-        if not is_so:
-            raise _not_the_same(f"of {name} does not say what was found")
 
 
 def _not_the_same(what: str) -> HeparError:
@@ -248,5 +289,5 @@ def _not_the_same(what: str) -> HeparError:
         "E_DICOM_READBACK",
         "dicom_out",
         f"DICOM output {what}.",
-        "Run again without --dicom, and report this as a bug.",
+        "Run again without --dicom and --captures, and report this as a bug.",
     )

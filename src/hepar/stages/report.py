@@ -23,7 +23,7 @@ from hepar.lesion_evidence import FEATURES
 from hepar.provenance import Provenance, sha256_file
 from hepar.render.page import render_page
 from hepar.render.pictures import Figure, report_figures
-from hepar.stages.stored_voxels import as_stored, series_of, stored_grid
+from hepar.stages.stored_voxels import as_stored, may_show_names, series_of, stored_grid
 from hepar.study import (
     LESION_TYPES,
     PHASE_ORDER,
@@ -44,7 +44,7 @@ _CHANCE_DIGITS = 3
 RESULTS = (
     *("report.html", "findings.json", "lesions.csv", "segmentation.nii.gz", "lesions.nii.gz"),
     *("tumor_probability.nii.gz", "uncertainty.nii.gz", "uncertainty_before.nii.gz"),
-    *("seg.dcm", "sr.dcm", "overlay", "ingest.json", "run.json"),
+    *("seg.dcm", "sr.dcm", "captures", "overlay", "ingest.json", "run.json"),
 )
 
 
@@ -112,7 +112,9 @@ def write_report(
     written += beside
     phased = case.aligned.phased
     document = ingest(phased.study, phased, files=files)
-    figures: tuple[Figure, ...] = () if _may_show_names(case) else report_figures(case, lesions)
+    figures: tuple[Figure, ...] = (
+        () if may_show_names(case.aligned) else report_figures(case, lesions)
+    )
     pngs = {figure.name: figure.picture.png() for figure in figures}
     if figures:
         (out_dir / "overlay").mkdir(exist_ok=True)
@@ -217,13 +219,6 @@ def _write_masks(
         paths.append(out_dir / f"{name}.nii.gz")
         write_nifti(paths[-1], *as_stored(array, aligned), signature)
     return paths
-
-
-def _may_show_names(case: LiverCase) -> bool:
-    """Whether the scanner says that text is burned into the pixels of a series in use."""
-    phased = case.aligned.phased
-    used = (series_of(phased, phase) for phase in case.aligned.volumes)
-    return any(s is not None and s.tags.get("BurnedInAnnotation") == "YES" for s in used)
 
 
 def _signature(findings: Findings) -> str:

@@ -37,3 +37,9 @@ def series_of(phased: PhasedStudy, phase: Phase) -> Series | None:
     ids = {reading.phase: reading.series_id for reading in phased.readings}
     found = (s for s in phased.study.series if s.verdict.series_id == ids.get(phase))
     return next(found, None)
+
+
+def may_show_names(aligned: AlignedStudy) -> bool:
+    """Whether the scanner says that text is burned into the pixels of a series in use."""
+    used = (series_of(aligned.phased, phase) for phase in aligned.volumes)
+    return any(s is not None and s.tags.get("BurnedInAnnotation") == "YES" for s in used)

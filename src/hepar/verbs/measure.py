@@ -7,7 +7,18 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from hepar.verbs.options import Device, Dicom, Gaps, Json, LiverMask, Model, Out, Phases, Quiet
+from hepar.verbs.options import (
+    Captures,
+    Device,
+    Dicom,
+    Gaps,
+    Json,
+    LiverMask,
+    Model,
+    Out,
+    Phases,
+    Quiet,
+)
 from hepar.verbs.patient import segment
 
 
@@ -18,7 +29,10 @@ def measure(
     ],
     mask: Annotated[
         Positional[Path],
-        arg(metavar="MASK", help="NIfTI: 0, 1 liver, 2 tumor; with --liver the ids of lesions."),
+        arg(
+            metavar="MASK",
+            help="DICOM SEG; or NIfTI: 0, 1 liver, 2 tumor, with --liver ids of lesions.",
+        ),
     ],
     /,
     *,
@@ -28,6 +42,7 @@ def measure(
     interpolate_gaps: Gaps = False,
     model: Model = None,
     dicom: Dicom = False,
+    captures: Captures = False,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -45,6 +60,7 @@ def measure(
         tumor=mask,
         model=model,
         dicom=dicom,
+        captures=captures,
         device=device,
         quiet=quiet,
         as_json=as_json,

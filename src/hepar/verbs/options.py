@@ -30,9 +30,16 @@ Dicom = Annotated[
     bool,
     arg(help="Also write seg.dcm and sr.dcm, which belong to the study and name the patient."),
 ]
+Captures = Annotated[
+    bool,
+    arg(help="Also write DICOM pictures of the largest lesions, for viewers without SEG and SR."),
+]
 LiverMask = Annotated[
     Path | None,
-    arg(metavar="MASK", help="The liver, if it is known: 0 and 1, or a label map; NIfTI."),
+    arg(
+        metavar="MASK",
+        help="The liver, if it is known: NIfTI (0 and 1, or a label map) or DICOM SEG.",
+    ),
 ]
 Overrides = Annotated[
     UseAppendAction[tuple[str, ...]],

@@ -15,6 +15,7 @@ from hepar.arguments import pick_device, refuse_own_results, stated_phases
 from hepar.console import complain, format_findings, format_inspection, progress, unlogged
 from hepar.errors import InputRefused, UsageError
 from hepar.verbs.options import (
+    Captures,
     Device,
     Dicom,
     Gaps,
@@ -49,11 +50,15 @@ def segment(
     liver: LiverMask = None,
     tumor: Annotated[
         Path | None,
-        arg(metavar="MASK", help="Lesions that are known: ids, 0 and 1, or a label map; NIfTI."),
+        arg(
+            metavar="MASK",
+            help="Lesions that are known: NIfTI (ids, 0 and 1, a label map) or DICOM SEG.",
+        ),
     ] = None,
     model: Model = None,
     probabilities: Probabilities = False,
     dicom: Dicom = False,
+    captures: Captures = False,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -61,9 +66,9 @@ def segment(
     """Find the liver and every tumor of a patient, measure them, and write a report."""
     from hepar.infer.bundle import default_bundle_path, load_bundle
     from hepar.infer.tiling import Tiling
+    from hepar.io.given_masks import read_given
     from hepar.io.stale import set_aside
     from hepar.pipeline import Pipeline
-    from hepar.stages.given import read_given
     from hepar.stages.report import RESULTS
 
     stated = stated_phases(phases)
@@ -85,7 +90,13 @@ def segment(
         tiling = Tiling(device=pick_device(device))
         pipeline = Pipeline(bundle, tiling, step, interpolate_gaps)
         findings = pipeline.segment(
-            study, out, stated=stated, probabilities=probabilities, given=given, dicom=dicom
+            study,
+            out,
+            stated=stated,
+            probabilities=probabilities,
+            given=given,
+            dicom=dicom,
+            captures=captures,
         )
     if as_json:
         sys.stdout.write(findings.model_dump_json(indent=2) + "\n")
