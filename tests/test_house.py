@@ -20,16 +20,16 @@ BEGIN, END = "<!-- tree -->\n", "<!-- /tree -->"
 FLAGS = {
     "segment": {
         *("--out", "--phase", "--interpolate-gaps", "--model", "--probabilities", "--device"),
-        *("--liver", "--tumor", "--dicom", "--quiet", "--json"),
+        *("--liver", "--tumor", "--dicom", "--viewer", "--quiet", "--json"),
     },
     "measure": {
         *("--out", "--liver", "--phase", "--interpolate-gaps", "--model", "--device"),
-        *("--dicom", "--quiet", "--json"),
+        *("--dicom", "--viewer", "--quiet", "--json"),
     },
     "inspect": {"--out", "--phase", "--interpolate-gaps", "--quiet", "--json"},
     "batch": {
         *("--out", "--workers", "--num-parts", "--part-id", "--timeout", "--interpolate-gaps"),
-        *("--model", "--probabilities", "--dicom", "--device", "--quiet", "--json"),
+        *("--model", "--probabilities", "--dicom", "--viewer", "--device", "--quiet", "--json"),
     },
     "phantom": {
         *("--out", "--patients", "--seed", "--cohort", "--formats", "--check", "--quiet"),

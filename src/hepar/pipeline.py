@@ -15,6 +15,7 @@ from hepar.io.ingest import listing
 from hepar.io.privacy import public_command
 from hepar.io.stale import set_aside
 from hepar.provenance import Provenance, sha256_json
+from hepar.render.viewer import check_viewer
 from hepar.result import Result
 from hepar.stages.arrays import Images, study_of
 from hepar.stages.diagnose import diagnose
@@ -162,9 +163,12 @@ class Pipeline:
         probabilities: bool = False,
         given: Given | None = None,
         dicom: bool = False,
+        viewer: bool = False,
     ) -> Findings:
         """Run, and leave the results in `out`: all of them, or nothing, but never older ones."""
         check_writable(out)
+        if viewer:
+            check_viewer()
         settings = {"phases": sorted(stated or ()), "probabilities": probabilities}
         provenance = self._provenance(public_command(sys.argv), settings, given or Given())
         with set_aside(out, RESULTS):
@@ -180,6 +184,7 @@ class Pipeline:
                     case.lesions,
                     staged,
                     probabilities=probabilities,
+                    viewer=viewer,
                     run=provenance.as_dict(),
                     files=listing(source, stated),
                     beside=objects,

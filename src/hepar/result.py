@@ -44,15 +44,16 @@ class Result:
         source = self.liver.aligned.source_grid
         return Volume(uncanonical(self.lesions.instances, source), source)
 
-    def write(self, out: Path | str, *, probabilities: bool = False) -> None:
+    def write(self, out: Path | str, *, probabilities: bool = False, viewer: bool = False) -> None:
         """Leave what `hepar segment` leaves: all of it, or nothing.
 
         Args:
             out: a folder; earlier results in it give way.
             probabilities: also the tumor's probability, where a network found the tumors.
+            viewer: also `viewer.html`.
 
         Raises:
-            HeparError: `E_OUTPUT_PATH`, `E_OUTPUT_WRITE`.
+            HeparError: `E_OUTPUT_PATH`, `E_OUTPUT_WRITE`, `E_VIEWER`.
         """
         check_writable(out)
         with set_aside(out, RESULTS), staged_folder(out) as staged:
@@ -62,6 +63,7 @@ class Result:
                 self.lesions,
                 staged,
                 probabilities=probabilities,
+                viewer=viewer,
                 run=self.provenance.as_dict(),
                 files=self.files,
             )

@@ -68,6 +68,7 @@ class _Shipped:
     pipeline: Any
     probabilities: bool
     dicom: bool
+    viewer: bool
 
     @property
     def model_sha256(self) -> str:
@@ -78,7 +79,12 @@ class _Shipped:
 
         phases = {Phase(name): path for name, path in stated.items()}
         found: Found = self.pipeline.segment(
-            source, out, stated=phases, probabilities=self.probabilities, dicom=self.dicom
+            source,
+            out,
+            stated=phases,
+            probabilities=self.probabilities,
+            dicom=self.dicom,
+            viewer=self.viewer,
         )
         return found
 
@@ -97,7 +103,7 @@ def load_pipeline(engine: Engine) -> Segmenter:
     bundle = load_bundle(engine.model or default_bundle_path())
     tiling = Tiling(device=engine.device)
     pipeline = Pipeline(bundle, tiling, interpolate_gaps=engine.interpolate_gaps)
-    return _Shipped(pipeline, engine.probabilities, engine.dicom)
+    return _Shipped(pipeline, engine.probabilities, engine.dicom, engine.viewer)
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,7 @@ class Engine:
         probabilities: also write probability maps.
         interpolate_gaps: whether single lost slices may be made up from their neighbors.
         dicom: also write SEG and SR.
+        viewer: also write `viewer.html`.
         load: a function of a module, which loads what segments.
     """
 
@@ -118,6 +125,7 @@ class Engine:
     probabilities: bool = False
     interpolate_gaps: bool = False
     dicom: bool = False
+    viewer: bool = False
     load: Callable[[Engine], Segmenter] = load_pipeline
 
     def settings_sha256(self) -> str:
@@ -127,6 +135,7 @@ class Engine:
                 "probabilities": self.probabilities,
                 "interpolate_gaps": self.interpolate_gaps,
                 "dicom": self.dicom,
+                "viewer": self.viewer,
                 "hepar": hepar_version(),
             }
         )

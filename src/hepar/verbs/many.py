@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 from hepar.arguments import pick_device
 from hepar.console import format_batch, progress
 from hepar.errors import EXIT_BATCH_PARTLY_FAILED
-from hepar.verbs.options import Device, Dicom, Gaps, Json, Model, Out, Probabilities, Quiet
+from hepar.verbs.options import Device, Dicom, Gaps, Json, Model, Out, Probabilities, Quiet, Viewer
 
 
 def batch(
@@ -41,6 +41,7 @@ def batch(
     model: Model = None,
     probabilities: Probabilities = False,
     dicom: Dicom = False,
+    viewer: Viewer = False,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -49,7 +50,7 @@ def batch(
     from hepar.batch.job import Engine
     from hepar.batch.night import run_batch
 
-    engine = Engine(model, pick_device(device), probabilities, interpolate_gaps, dicom)
+    engine = Engine(model, pick_device(device), probabilities, interpolate_gaps, dicom, viewer)
     with progress(quiet) as step:
         document = run_batch(
             studies,

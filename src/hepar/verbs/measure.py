@@ -7,7 +7,18 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from hepar.verbs.options import Device, Dicom, Gaps, Json, LiverMask, Model, Out, Phases, Quiet
+from hepar.verbs.options import (
+    Device,
+    Dicom,
+    Gaps,
+    Json,
+    LiverMask,
+    Model,
+    Out,
+    Phases,
+    Quiet,
+    Viewer,
+)
 from hepar.verbs.patient import segment
 
 
@@ -28,6 +39,7 @@ def measure(
     interpolate_gaps: Gaps = False,
     model: Model = None,
     dicom: Dicom = False,
+    viewer: Viewer = False,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -45,6 +57,7 @@ def measure(
         tumor=mask,
         model=model,
         dicom=dicom,
+        viewer=viewer,
         device=device,
         quiet=quiet,
         as_json=as_json,

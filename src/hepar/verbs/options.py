@@ -30,6 +30,9 @@ Dicom = Annotated[
     bool,
     arg(help="Also write seg.dcm and sr.dcm, which belong to the study and name the patient."),
 ]
+Viewer = Annotated[
+    bool, arg(help="Also write viewer.html, one file to scroll through the images in a browser.")
+]
 LiverMask = Annotated[
     Path | None,
     arg(metavar="MASK", help="The liver, if it is known: 0 and 1, or a label map; NIfTI."),

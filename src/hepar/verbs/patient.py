@@ -25,6 +25,7 @@ from hepar.verbs.options import (
     Phases,
     Probabilities,
     Quiet,
+    Viewer,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def segment(
     model: Model = None,
     probabilities: Probabilities = False,
     dicom: Dicom = False,
+    viewer: Viewer = False,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -85,7 +87,13 @@ def segment(
         tiling = Tiling(device=pick_device(device))
         pipeline = Pipeline(bundle, tiling, step, interpolate_gaps)
         findings = pipeline.segment(
-            study, out, stated=stated, probabilities=probabilities, given=given, dicom=dicom
+            study,
+            out,
+            stated=stated,
+            probabilities=probabilities,
+            given=given,
+            dicom=dicom,
+            viewer=viewer,
         )
     if as_json:
         sys.stdout.write(findings.model_dump_json(indent=2) + "\n")
