@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedIOBase, BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -241,7 +241,7 @@ def _image(array: NDArray[Any], grid: Grid | Lattice, description: str) -> Any:
     return image
 
 
-def _pack(image: Any, raw: IO[bytes]) -> None:
+def _pack(image: Any, raw: BufferedIOBase) -> None:
     """Compress without a name and a time, so that the same input gives the same bytes."""
     with gzip.GzipFile("", "wb", _GZIP_LEVEL, raw, mtime=0) as packed:
         image.to_stream(packed)
