@@ -129,15 +129,20 @@
       },
     });
     await nv.attachToCanvas(canvas, false);
+    // With every window NiiVue computes the gradients of a 3D rendering, which is never shown here.
+    nv.blurShader = nv.sobelFirstOrderShader = { use() {}, uniforms: {} };
     setColors(nv);
     nv.addColormap("heat", heatColors());
-    nv.addVolume(await image(volumes[name].nifti, name, "gray"));
-    if (volumes.uncertainty) {
-      nv.addVolume(await image(volumes.uncertainty.nifti, "uncertainty", "heat", { opacity: 0 }));
-    }
     const all = { cal_min: 0, cal_max: 255 };
-    nv.addVolume(await image(labels, "fills", "fills", { ...all, opacity: FILL_OPACITY }));
-    nv.addVolume(await image(labels, "rims", "rims", all));
+    const back = await image(volumes[name].nifti, name, "gray"), doubt = volumes.uncertainty;
+    // All at once: each `addVolume` would draw those before it anew.
+    nv.volumes = [
+      back,
+      ...(doubt ? [await image(doubt.nifti, "uncertainty", "heat", { opacity: 0 })] : []),
+      await image(labels, "fills", "fills", { ...all, opacity: FILL_OPACITY }),
+      await image(labels, "rims", "rims", all),
+    ];
+    nv.setVolume(back, 0);
     const pane = { name, nv, value: caption.lastChild };
     panes.push(pane);
     nv.sync = () => follow(pane);
