@@ -119,7 +119,12 @@ def tilted_case() -> tuple[LiverCase, LesionMap]:
     hu = {str(phase): volume.array for phase, volume in case.aligned.volumes.items()}
     doubt = np.linspace(0, 1, np.prod(case.box.shape), dtype=np.float32).reshape(case.box.shape)
     aligned = replace(aligned_study(hu, grid), phased=case.aligned.phased)
-    return replace(case, aligned=aligned), replace(lesions, uncertainty=doubt)
+    centers = [np.argwhere(lesions.instances == one.id).mean(axis=0) for one in lesions.lesions]
+    moved = tuple(
+        one.model_copy(update={"centroid_mm": tuple(grid.index_to_world(center).tolist())})
+        for one, center in zip(lesions.lesions, centers, strict=True)
+    )
+    return replace(case, aligned=aligned), replace(lesions, lesions=moved, uncertainty=doubt)
 
 
 @pytest.mark.parametrize("made", [lambda: liver_case(shape=SMALL), tilted_case])

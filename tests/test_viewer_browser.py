@@ -181,6 +181,7 @@ def test_oracle_a_tilted_scan_keeps_its_places(tab, tmp_path):
         z, y, x = np.rint(grid.world_to_index(np.array(cross_hair(tab)))).astype(int)
         hu = [volume.array[z, y, x] for volume in case.aligned.volumes.values()]
         assert np.abs(np.subtract(said_hu(tab), hu)).max() <= 1
+        assert lesions.instances[z, y, x] == number
 
 
 class _Server(SimpleHTTPRequestHandler):
