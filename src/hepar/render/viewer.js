@@ -120,8 +120,8 @@
     const nv = new niivue.Niivue({
       isRadiologicalConvention: true, isForceMouseClickToVoxelCenters: true,
       sliceType: AXIAL, dragAndDropEnabled: false, logLevel: "error",
-      crosshairColor: [1, 0.9, 0.3, 0.75], crosshairWidth: 0.5,
-      crosshairWidthUnit: "mm", crosshairGap: 12, showAllOrientationMarkers: true, fontColor: [0.85, 0.88, 0.92, 1],
+      crosshairColor: [1, 0.9, 0.3, 0.75], crosshairWidth: 0.35,
+      crosshairWidthUnit: "percent", crosshairGap: 12, showAllOrientationMarkers: true, fontColor: [0.85, 0.88, 0.92, 1],
       clipPlaneHotKey: "", cycleClipPlaneHotKey: "", viewModeHotKey: "",
       mouseEventConfig: {
         leftButton: { primary: drag.crosshair, withCtrl: drag.pan },
