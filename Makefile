@@ -5,9 +5,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PEERS := benchmarks/.venv-peers
 SYSTEM := orthanc orthanc-dicomweb dcmtk dicom3tools chromium
+# The viewer's script: fetched by npm, checked against the hash beside it, never committed.
+NIIVUE := @niivue/niivue@0.69.0
+RENDER := src/hepar/render
+SAME := $(PYTHON) -c 'from hashlib import sha256; from pathlib import Path; \
+	script, known = Path("niivue.umd.js"), Path("niivue.sha256").read_text().split()[0]; \
+	raise SystemExit(not script.exists() or sha256(script.read_bytes()).hexdigest() != known)'
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo test test-full lint format peers system clean
+.PHONY: demo test test-full lint format peers system viewer clean
 
 ## Make a synthetic patient, segment it, and leave the results in out/demo
 demo: $(VENV)/.installed
@@ -46,8 +52,24 @@ system:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
+## The script of the viewer; without npm hepar works all the same, but for `--viewer`
+viewer:
+	@cd $(RENDER); \
+	if ! $(SAME); then \
+		rm -f niivue.umd.js; \
+		npm pack --silent --ignore-scripts $(NIIVUE) > /dev/null && \
+			tar -xzf niivue-niivue-*.tgz --strip-components=2 package/dist/niivue.umd.js; \
+		rm -f niivue-niivue-*.tgz; \
+		if [ ! -f niivue.umd.js ]; then \
+			echo "no $(NIIVUE) from npm here: hepar goes on without its viewer (docs/viewer.md)"; \
+		elif ! $(SAME); then \
+			rm niivue.umd.js; \
+			echo "$(NIIVUE) is not the file that niivue.sha256 names"; exit 1; \
+		fi; \
+	fi
+
 # torch first and alone, so that no other package chooses its build
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt | viewer
 	$(PIP) torch
 	$(PIP) --editable ".[fast]"
 	touch $@

@@ -20,16 +20,17 @@ BEGIN, END = "<!-- tree -->\n", "<!-- /tree -->"
 FLAGS = {
     "segment": {
         *("--out", "--phase", "--interpolate-gaps", "--model", "--probabilities", "--device"),
-        *("--liver", "--tumor", "--dicom", "--captures", "--quiet", "--json"),
+        *("--liver", "--tumor", "--dicom", "--captures", "--viewer", "--quiet", "--json"),
     },
     "measure": {
         *("--out", "--liver", "--phase", "--interpolate-gaps", "--model", "--device"),
-        *("--dicom", "--captures", "--quiet", "--json"),
+        *("--dicom", "--captures", "--viewer", "--quiet", "--json"),
     },
     "inspect": {"--out", "--phase", "--interpolate-gaps", "--quiet", "--json"},
     "batch": {
         *("--out", "--workers", "--num-parts", "--part-id", "--timeout", "--interpolate-gaps"),
-        *("--model", "--probabilities", "--dicom", "--captures", "--device", "--quiet", "--json"),
+        *("--model", "--probabilities", "--dicom", "--captures", "--viewer", "--device"),
+        *("--quiet", "--json"),
     },
     "phantom": {
         *("--out", "--patients", "--seed", "--cohort", "--formats", "--check", "--quiet"),

@@ -15,6 +15,7 @@ from hepar.infer.bundle import default_bundle_path, load_bundle
 from hepar.infer.tiling import Tiling
 from hepar.io.nifti import read_label
 from hepar.pipeline import Pipeline
+from hepar.render.viewer import SCRIPTS
 
 
 def run_demo(out: Path, *, seed: int, device: str, progress: Callable[[str], None]) -> str:
@@ -32,7 +33,10 @@ def run_demo(out: Path, *, seed: int, device: str, progress: Callable[[str], Non
     write_patients(out / "input", [seed], formats=("dicom",), progress=progress)
     case = out / "input" / case_name(seed)
     pipeline = Pipeline(load_bundle(default_bundle_path()), Tiling(device=device), progress)
-    findings = pipeline.segment(case / "dicom", out)
+    viewer = SCRIPTS[0].is_file()
+    if not viewer:
+        progress("without the viewer: `make viewer` was not run, or found no npm")
+    findings = pipeline.segment(case / "dicom", out, viewer=viewer)
     progress("compare with the truth")
     truth = read_label(case / "label.nii.gz")
     instances = read_label(case / "instances.nii.gz").array

@@ -16,6 +16,7 @@ from hepar.io.ingest import listing
 from hepar.io.privacy import public_command
 from hepar.io.stale import set_aside
 from hepar.provenance import Provenance, sha256_json
+from hepar.render.viewer import check_viewer
 from hepar.result import Result
 from hepar.stages.arrays import Images, study_of
 from hepar.stages.diagnose import diagnose
@@ -163,9 +164,12 @@ class Pipeline:
         given: Given | None = None,
         dicom: bool = False,
         captures: bool = False,
+        viewer: bool = False,
     ) -> Findings:
         """Run, and leave the results in `out`: all of them, or nothing, but never older ones."""
         check_writable(out)
+        if viewer:
+            check_viewer()
         settings = {"phases": sorted(stated or ()), "probabilities": probabilities}
         provenance = self._provenance(public_command(sys.argv), settings, given or Given())
         with set_aside(out, RESULTS):
@@ -175,7 +179,13 @@ class Pipeline:
             result = _result(case, provenance, listing(source, stated))
             self.progress("write the report")
             with staged_folder(out) as staged:
-                result.leave(staged, probabilities=probabilities, dicom=dicom, captures=captures)
+                result.leave(
+                    staged,
+                    probabilities=probabilities,
+                    dicom=dicom,
+                    captures=captures,
+                    viewer=viewer,
+                )
         return result.findings
 
     def _provenance(

@@ -52,6 +52,7 @@ class Result:
         probabilities: bool = False,
         dicom: bool = False,
         captures: bool = False,
+        viewer: bool = False,
     ) -> None:
         """Leave what `hepar segment` leaves: all of it, or nothing.
 
@@ -60,18 +61,27 @@ class Result:
             probabilities: also the tumor's probability, where a network found the tumors.
             dicom: also `seg.dcm` and `sr.dcm`, which name the patient.
             captures: also a DICOM picture of each of the largest lesions, likewise.
+            viewer: also `viewer.html`.
 
         Raises:
-            HeparError: `E_OUTPUT_PATH`, `E_OUTPUT_WRITE`; `E_DICOM_SOURCE`, the study has no
-                images that DICOM output can refer to.
+            HeparError: `E_OUTPUT_PATH`, `E_OUTPUT_WRITE`, `E_VIEWER`; `E_DICOM_SOURCE`, the study
+                has no images that DICOM output can refer to.
         """
         check_writable(out)
         if dicom or captures:
             check_sources(self.liver.aligned.phased.study.series)
         with set_aside(out, RESULTS), staged_folder(out) as staged:
-            self.leave(staged, probabilities=probabilities, dicom=dicom, captures=captures)
+            self.leave(
+                staged,
+                probabilities=probabilities,
+                dicom=dicom,
+                captures=captures,
+                viewer=viewer,
+            )
 
-    def leave(self, staged: Path, *, probabilities: bool, dicom: bool, captures: bool) -> None:
+    def leave(
+        self, staged: Path, *, probabilities: bool, dicom: bool, captures: bool, viewer: bool
+    ) -> None:
         """`write` into an existing folder that nobody sees yet, where all was checked before."""
         case = (self.findings, self.liver, self.lesions)
         objects = write_dicom(*case, staged, objects=dicom, captures=captures)
@@ -79,6 +89,7 @@ class Result:
             *case,
             staged,
             probabilities=probabilities,
+            viewer=viewer,
             run=self.provenance.as_dict(),
             files=self.files,
             beside=objects,

@@ -363,7 +363,7 @@ def test_property_IN06_a_refused_study_counts_too(tmp_path, patient, bundle):
     (place,) = (out / "stale").iterdir()
     assert {name: data for name, data in contents(place).items() if name != "why.json"} == good
     pipeline.segment(None, out, stated=stated)
-    asked_for = ("tumor_prob", "uncertainty", "seg.dcm", "sr.dcm")
+    asked_for = ("tumor_prob", "uncertainty", "seg.dcm", "sr.dcm", "viewer.html")
     unwritten = {p for p in RESULTS if p.startswith(asked_for)}
     assert set(RESULTS) - {p.name for p in out.iterdir()} == unwritten
     pipeline.segment(None, out, stated=stated)  # supersedes the one before, not the stale one

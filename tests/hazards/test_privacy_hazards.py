@@ -192,7 +192,7 @@ def test_property_PR03_neither_path_nor_user_nor_host():
             if len(stranger) > 3:
                 assert stranger.encode() not in data, (where, stranger)
     command = json.loads((found.out / "run.json").read_text())["command"]
-    assert command == "hepar segment '*.* *^*' -o out --probabilities"
+    assert command == "hepar segment '*.* *^*' -o out --probabilities --viewer"
 
 
 @given(
@@ -247,7 +247,8 @@ def test_property_PR04_burned_in_text_suppresses_pictures(tmp_path, also):
         data.PhotometricInterpretation = also or data.PhotometricInterpretation
 
     write_study(tmp_path / "study", change=change)
-    found = run(tmp_path / "out", "segment", tmp_path / "study", "-o", tmp_path / "out")
+    to = tmp_path / "out"
+    found = run(to, "segment", tmp_path / "study", "-o", to, "--viewer")
     assert found.code == 0, found.said
     findings = json.loads((found.out / "findings.json").read_text())
     assert sum(w.startswith("W_BURNED_IN: ") for w in findings["warnings"]) == 1
@@ -257,7 +258,10 @@ def test_property_PR04_burned_in_text_suppresses_pictures(tmp_path, also):
     assert "data:image" not in page
     assert "W_BURNED_IN" in page
     assert not list(found.out.rglob("*.png"))
-    assert list((canary_run().out / "overlay").glob("*.png"))  # as there would be without it
+    assert not (found.out / "viewer.html").exists()
+    # As there would be without it.
+    assert list((canary_run().out / "overlay").glob("*.png"))
+    assert (canary_run().out / "viewer.html").exists()
 
 
 SLEEPER = """

@@ -69,6 +69,7 @@ class _Shipped:
     probabilities: bool
     dicom: bool
     captures: bool
+    viewer: bool
 
     @property
     def model_sha256(self) -> str:
@@ -85,6 +86,7 @@ class _Shipped:
             probabilities=self.probabilities,
             dicom=self.dicom,
             captures=self.captures,
+            viewer=self.viewer,
         )
         return found
 
@@ -103,7 +105,8 @@ def load_pipeline(engine: Engine) -> Segmenter:
     bundle = load_bundle(engine.model or default_bundle_path())
     tiling = Tiling(device=engine.device)
     pipeline = Pipeline(bundle, tiling, interpolate_gaps=engine.interpolate_gaps)
-    return _Shipped(pipeline, engine.probabilities, engine.dicom, engine.captures)
+    wanted = (engine.probabilities, engine.dicom, engine.captures, engine.viewer)
+    return _Shipped(pipeline, *wanted)
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ class Engine:
         interpolate_gaps: whether single lost slices may be made up from their neighbors.
         dicom: also write SEG and SR.
         captures: also write DICOM pictures of lesions.
+        viewer: also write `viewer.html`.
         load: a function of a module, which loads what segments.
     """
 
@@ -126,6 +130,7 @@ class Engine:
     interpolate_gaps: bool = False
     dicom: bool = False
     captures: bool = False
+    viewer: bool = False
     load: Callable[[Engine], Segmenter] = load_pipeline
 
     def settings_sha256(self) -> str:
@@ -136,6 +141,7 @@ class Engine:
                 "interpolate_gaps": self.interpolate_gaps,
                 "dicom": self.dicom,
                 "captures": self.captures,
+                "viewer": self.viewer,
                 "hepar": hepar_version(),
             }
         )

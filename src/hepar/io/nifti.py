@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedIOBase
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,40 @@ def write_nifti(
         description: for the header's `descrip`, at most 79 ASCII characters.
     """
     path = Path(path)
+    image = _image(array, grid, description)
+    with atomic_path(path) as temporary, temporary.open("wb") as raw:
+        if path.name.lower().endswith(".gz"):
+            _pack(image, raw)
+        else:
+            image.to_stream(raw)
+
+
+def nifti_bytes(
+    array: NDArray[Any],
+    grid: Grid,
+    *,
+    slope: float = 1.0,
+    intercept: float = 0.0,
+    shown: tuple[float, float] | None = None,
+) -> bytes:
+    """The content of a `.nii.gz` whose stored numbers stand for others, as `write_nifti` writes it.
+
+    Args:
+        array: `(z, y, x)` on `grid`, as stored.
+        grid: where the voxels lie.
+        slope, intercept: what a stored number n stands for: slope * n + intercept.
+        shown: values that a viewer should show as black and as white.
+    """
+    image = _image(array, grid, "")
+    image.header.set_slope_inter(slope, intercept)
+    if shown is not None:
+        image.header["cal_min"], image.header["cal_max"] = shown
+    stream = BytesIO()
+    _pack(image, stream)
+    return stream.getvalue()
+
+
+def _image(array: NDArray[Any], grid: Grid | Lattice, description: str) -> Any:
     if tuple(array.shape) != grid.shape:
         raise ValueError(f"array {array.shape} is not on its grid {grid.shape}")
     affine = flip_lps_ras(grid.affine)[:, [2, 1, 0, 3]]
@@ -204,12 +238,13 @@ def write_nifti(
     image.set_sform(affine, code=1)
     image.header["descrip"] = description.encode("ascii", "replace")[:79]
     image.header.set_xyzt_units("mm")
-    with atomic_path(path) as temporary, temporary.open("wb") as raw:
-        if not path.name.lower().endswith(".gz"):
-            image.to_stream(raw)
-            return
-        with gzip.GzipFile("", "wb", _GZIP_LEVEL, raw, mtime=0) as packed:
-            image.to_stream(packed)
+    return image
+
+
+def _pack(image: Any, raw: BufferedIOBase) -> None:
+    """Compress without a name and a time, so that the same input gives the same bytes."""
+    with gzip.GzipFile("", "wb", _GZIP_LEVEL, raw, mtime=0) as packed:
+        image.to_stream(packed)
 
 
 def _storable(array: NDArray[Any]) -> NDArray[Any]:

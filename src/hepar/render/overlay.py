@@ -35,7 +35,7 @@ CODE = {
 _MARGIN_MM = 15.0
 # Above the contours: a ramp of heat, in colors that no contour has.
 HEAT_LEVELS, HEAT_FROM = 48, 0.05
-_HEAT = ((0.0, (62, 18, 120)), (0.5, (205, 45, 165)), (1.0, (255, 226, 246)))
+HEAT = ((0.0, (62, 18, 120)), (0.5, (205, 45, 165)), (1.0, (255, 226, 246)))
 
 
 @dataclass(frozen=True)
@@ -235,9 +235,9 @@ def body_window(hu: Integer[np.ndarray, "z y x"], index: int, air_hu: int = -400
 @cache
 def _palette() -> bytes:
     grays = [(v, v, v) for v in (round(255 * k / (GRAYS - 1)) for k in range(GRAYS))]
-    stops = [stop for stop, _ in _HEAT]
+    stops = [stop for stop, _ in HEAT]
     levels = np.linspace(0, 1, HEAT_LEVELS)
-    channels = [np.interp(levels, stops, [color[k] for _, color in _HEAT]) for k in range(3)]
+    channels = [np.interp(levels, stops, [color[k] for _, color in HEAT]) for k in range(3)]
     heat = np.rint(np.stack(channels, axis=1)).astype(int).tolist()
     return bytes(int(channel) for color in [*grays, *COLORS.values(), *heat] for channel in color)
 

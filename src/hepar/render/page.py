@@ -10,16 +10,13 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
-
 from hepar.render.curve import enhancement_curve
 from hepar.render.overlay import COLORS, WINDOW_HU
 from hepar.render.pictures import MAX_LESION_PICTURES, Figure
 from hepar.render.template import (
-    DASH,
     FEATURE_NAMES,
     TYPE_NAMES,
-    data,
+    chance_text,
     environment,
     split_warning,
 )
@@ -54,6 +51,7 @@ def render_page(
     verdicts: Sequence[SeriesVerdict],
     figures: Sequence[Figure],
     pngs: Mapping[str, bytes],
+    viewer: str | None = None,
 ) -> str:
     """Write the report.
 
@@ -62,11 +60,12 @@ def render_page(
         verdicts: every series of the source, used or not.
         figures: pictures, in the order of importance.
         pngs: their files by name.
+        viewer: file name of the viewer beside the report, if there is one.
 
     Returns:
         One self-contained HTML document.
     """
-    pages = environment(shown=_shown, percent=_percent, chance=_chance, in_text=_type_in_text)
+    pages = environment(in_text=_type_in_text)
     template = pages.get_template("report.html.j2")
     inside = _that_fit(figures, pngs)
     diagnoses = {d.lesion_id: d for d in findings.diagnosis.lesions}
@@ -93,6 +92,7 @@ def render_page(
         window=(round(sum(WINDOW_HU) / 2), round(WINDOW_HU[1] - WINDOW_HU[0])),
         colors={name: "#{:02x}{:02x}{:02x}".format(*rgb) for name, rgb in COLORS.items()},
         max_pictures=MAX_LESION_PICTURES,
+        viewer=viewer,
     )
 
 
@@ -158,7 +158,7 @@ def evidence(lesion: Lesion) -> Evidence:
 def _probably(diagnosis: LesionDiagnosis | None) -> str:
     if diagnosis is None or diagnosis.abstained:
         return "its type is uncertain"
-    chance = _chance_text(diagnosis.probabilities[diagnosis.label])
+    chance = chance_text(diagnosis.probabilities[diagnosis.label])
     return f"probably {_type_in_text(diagnosis.label)} ({chance})"
 
 
@@ -171,35 +171,6 @@ def _that_fit(figures: Sequence[Figure], pngs: Mapping[str, bytes]) -> list[str]
             break
         kept.append(figure.name)
     return kept
-
-
-def _shown(value: float | None, key: str, digits: int | None = None) -> Markup:
-    """A number of the findings as `<data>`; a dash where it was not measured."""
-    if value is None:
-        return DASH
-    text = str(value) if digits is None else f"{value:.{digits}f}"
-    return data(value, key, text)
-
-
-def _percent(value: float, key: str) -> Markup:
-    """A share of the findings as `<data>`, shown as a percentage."""
-    return data(value, key, _percent_text(value))
-
-
-def _chance(value: float | None, key: str) -> Markup:
-    """A probability as `<data>`; one that rounds to 1 is not shown as a certainty."""
-    if value is None:
-        return DASH
-    return data(value, key, _chance_text(value))
-
-
-def _chance_text(value: float) -> str:
-    return ">\N{NO-BREAK SPACE}99.9\N{NO-BREAK SPACE}%" if value >= 1.0 else _percent_text(value)
-
-
-def _percent_text(value: float) -> str:
-    # Twelve digits undo the binary fraction, so that 0.823 reads 82.3 and not 82.30000000000001.
-    return f"{round(100 * value, 12):g}\N{NO-BREAK SPACE}%"
 
 
 def _type_in_text(name: str) -> str:

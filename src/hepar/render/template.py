@@ -70,7 +70,8 @@ def environment(**filters: Callable[..., Any]) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update(type_name=type_name, **filters)
+    found.filters.update(type_name=type_name, shown=shown, percent=percent, chance=chance)
+    found.filters.update(filters)
     return found
 
 
@@ -83,3 +84,33 @@ def data(value: Any, key: str, text: str) -> Markup:
 def type_name(name: str) -> str:
     """A lesion type as a heading of a row."""
     return TYPE_NAMES.get(name, name.capitalize())
+
+
+def shown(value: float | None, key: str, digits: int | None = None) -> Markup:
+    """A number of the findings as `<data>`; a dash where it was not measured."""
+    if value is None:
+        return DASH
+    text = str(value) if digits is None else f"{value:.{digits}f}"
+    return data(value, key, text)
+
+
+def percent(value: float, key: str) -> Markup:
+    """A share of the findings as `<data>`, shown as a percentage."""
+    return data(value, key, _percent_text(value))
+
+
+def chance(value: float | None, key: str) -> Markup:
+    """A probability as `<data>`; one that rounds to 1 is not shown as a certainty."""
+    if value is None:
+        return DASH
+    return data(value, key, chance_text(value))
+
+
+def chance_text(value: float) -> str:
+    """A probability in a sentence."""
+    return ">\N{NO-BREAK SPACE}99.9\N{NO-BREAK SPACE}%" if value >= 1.0 else _percent_text(value)
+
+
+def _percent_text(value: float) -> str:
+    # Twelve digits undo the binary fraction, so that 0.823 reads 82.3 and not 82.30000000000001.
+    return f"{round(100 * value, 12):g}\N{NO-BREAK SPACE}%"

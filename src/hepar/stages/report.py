@@ -23,6 +23,9 @@ from hepar.lesion_evidence import FEATURES
 from hepar.provenance import Provenance, sha256_file
 from hepar.render.page import render_page
 from hepar.render.pictures import Figure, report_figures
+from hepar.render.viewer import NAME as VIEWER
+from hepar.render.viewer import viewer_page
+from hepar.render.viewer_volumes import viewer_volumes
 from hepar.stages.stored_voxels import as_stored, may_show_names, series_of, stored_grid
 from hepar.study import (
     LESION_TYPES,
@@ -42,8 +45,9 @@ from hepar.study import (
 _CHANCE_DIGITS = 3
 # Everything a run leaves, what shows a result at one glance first.
 RESULTS = (
-    *("report.html", "findings.json", "lesions.csv", "segmentation.nii.gz", "lesions.nii.gz"),
-    *("tumor_probability.nii.gz", "uncertainty.nii.gz", "uncertainty_before.nii.gz"),
+    *("report.html", VIEWER, "findings.json", "lesions.csv"),
+    *("segmentation.nii.gz", "lesions.nii.gz", "tumor_probability.nii.gz"),
+    *("uncertainty.nii.gz", "uncertainty_before.nii.gz"),
     *("seg.dcm", "sr.dcm", "captures", "overlay", "ingest.json", "run.json"),
 )
 
@@ -91,6 +95,7 @@ def write_report(
     out_dir: Path,
     *,
     probabilities: bool = False,
+    viewer: bool = False,
     run: Mapping[str, Any] | None = None,
     files: Sequence[str] | None = None,
     beside: Sequence[Path] = (),
@@ -104,6 +109,7 @@ def write_report(
         out_dir: an existing folder; a staged one, so that the files appear together.
         probabilities: also write `tumor_probability.nii.gz` and, as far as they were computed,
             `uncertainty.nii.gz` and `uncertainty_before.nii.gz`.
+        viewer: also write `viewer.html`, except where the images may show a name.
         run: content of `run.json`, e.g. `Provenance.as_dict()`; else the findings' provenance.
         files: the study's, from `ingest.listing`; None where they cannot be listed.
         beside: results of other stages in `out_dir`, to be named in `run.json`.
@@ -112,9 +118,9 @@ def write_report(
     written += beside
     phased = case.aligned.phased
     document = ingest(phased.study, phased, files=files)
-    figures: tuple[Figure, ...] = (
-        () if may_show_names(case.aligned) else report_figures(case, lesions)
-    )
+    named = may_show_names(case.aligned)
+    figures: tuple[Figure, ...] = () if named else report_figures(case, lesions)
+    viewer = viewer and not named
     pngs = {figure.name: figure.picture.png() for figure in figures}
     if figures:
         (out_dir / "overlay").mkdir(exist_ok=True)
@@ -124,8 +130,12 @@ def write_report(
     texts = {
         "findings.json": findings.model_dump_json(indent=2) + "\n",
         "ingest.json": document.model_dump_json(indent=2) + "\n",
-        "report.html": render_page(findings, phased.study.verdicts, figures, pngs),
+        "report.html": render_page(
+            findings, phased.study.verdicts, figures, pngs, VIEWER if viewer else None
+        ),
     }
+    if viewer:
+        texts[VIEWER] = viewer_page(findings, viewer_volumes(case, lesions), "report.html")
     for name, text in texts.items():
         written.append(out_dir / name)
         written[-1].write_text(text, encoding="utf-8", newline="\n")

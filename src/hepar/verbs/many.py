@@ -25,6 +25,7 @@ from hepar.verbs.options import (
     Out,
     Probabilities,
     Quiet,
+    Viewer,
 )
 
 
@@ -52,6 +53,7 @@ def batch(
     probabilities: Probabilities = False,
     dicom: Dicom = False,
     captures: Captures = False,
+    viewer: Viewer = False,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -60,7 +62,15 @@ def batch(
     from hepar.batch.job import Engine
     from hepar.batch.night import run_batch
 
-    engine = Engine(model, pick_device(device), probabilities, interpolate_gaps, dicom, captures)
+    engine = Engine(
+        model,
+        pick_device(device),
+        probabilities=probabilities,
+        interpolate_gaps=interpolate_gaps,
+        dicom=dicom,
+        captures=captures,
+        viewer=viewer,
+    )
     with progress(quiet) as step:
         document = run_batch(
             studies,

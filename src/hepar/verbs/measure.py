@@ -18,6 +18,7 @@ from hepar.verbs.options import (
     Out,
     Phases,
     Quiet,
+    Viewer,
 )
 from hepar.verbs.patient import segment
 
@@ -43,6 +44,7 @@ def measure(
     model: Model = None,
     dicom: Dicom = False,
     captures: Captures = False,
+    viewer: Viewer = False,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -61,6 +63,7 @@ def measure(
         model=model,
         dicom=dicom,
         captures=captures,
+        viewer=viewer,
         device=device,
         quiet=quiet,
         as_json=as_json,

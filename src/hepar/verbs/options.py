@@ -34,6 +34,9 @@ Captures = Annotated[
     bool,
     arg(help="Also write DICOM pictures of the largest lesions, for viewers without SEG and SR."),
 ]
+Viewer = Annotated[
+    bool, arg(help="Also write viewer.html, one file to scroll through the images in a browser.")
+]
 LiverMask = Annotated[
     Path | None,
     arg(

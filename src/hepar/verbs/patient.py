@@ -26,6 +26,7 @@ from hepar.verbs.options import (
     Phases,
     Probabilities,
     Quiet,
+    Viewer,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def segment(
     probabilities: Probabilities = False,
     dicom: Dicom = False,
     captures: Captures = False,
+    viewer: Viewer = False,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -97,6 +99,7 @@ def segment(
             given=given,
             dicom=dicom,
             captures=captures,
+            viewer=viewer,
         )
     if as_json:
         sys.stdout.write(findings.model_dump_json(indent=2) + "\n")
