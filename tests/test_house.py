@@ -31,6 +31,7 @@ FLAGS = {
         *("--out", "--workers", "--num-parts", "--part-id", "--timeout", "--interpolate-gaps"),
         *("--model", "--probabilities", "--dicom", "--device", "--quiet", "--json"),
     },
+    "serve": {"--model", "--device", "--quiet"},
     "phantom": {
         *("--out", "--patients", "--seed", "--cohort", "--formats", "--check", "--quiet"),
     },
