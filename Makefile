@@ -71,11 +71,11 @@ viewer:
 # torch first and alone, so that no other package chooses its build
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt | viewer
 	$(PIP) torch
-	$(PIP) --editable ".[fast]"
+	$(PIP) --editable ".[fast,serve]"
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) --editable ".[test,fast]"
+	$(PIP) --editable ".[test,fast,serve]"
 	touch $@
 
 $(PEERS)/.installed: benchmarks/peers.txt

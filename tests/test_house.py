@@ -32,6 +32,7 @@ FLAGS = {
         *("--model", "--probabilities", "--dicom", "--captures", "--viewer", "--device"),
         *("--quiet", "--json"),
     },
+    "serve": {"--model", "--device", "--quiet"},
     "phantom": {
         *("--out", "--patients", "--seed", "--cohort", "--formats", "--check", "--quiet"),
     },

@@ -13,7 +13,7 @@ from tyro.conf import AvoidSubcommands, FlagCreatePairsOff
 from hepar.console import complain
 from hepar.errors import EXIT_INTERNAL, HeparError
 from hepar.verbs.cohort import phantom, prepare
-from hepar.verbs.many import batch
+from hepar.verbs.many import batch, serve
 from hepar.verbs.measure import measure
 from hepar.verbs.patient import demo, inspect, segment
 from hepar.verbs.research import evaluate, info, reproduce, train
@@ -23,6 +23,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "measure": measure,
     "inspect": inspect,
     "batch": batch,
+    "serve": serve,
     "phantom": phantom,
     "prepare": prepare,
     "train": train,
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _without_names(text: str, arguments: list[str]) -> str:
     """What is said of a patient's study, without what its files and folders are called."""
-    if arguments[:1] not in (["segment"], ["measure"], ["inspect"], ["batch"]):
+    if arguments[:1] not in (["segment"], ["measure"], ["inspect"], ["batch"], ["serve"]):
         return text
     from hepar.io.privacy import scrub
 

@@ -109,6 +109,10 @@ class Ledger:
         """Every study by its folder."""
         return {row.folder: row for row in map(_row, self._base.execute("SELECT * FROM study"))}
 
+    def row(self, folder: str) -> Row | None:
+        """One study; None where it is not known."""
+        return self._one(folder)
+
     def known(self) -> dict[str, Known]:
         """Whom each folder belongs to."""
         return {f: Known(row.origin, row.name, row.key.inputs) for f, row in self.rows().items()}
@@ -178,6 +182,11 @@ class Ledger:
                 " WHERE owner = ? AND state = 'running' AND (? IS NULL OR folder = ?)",
                 (self.owner, folder, folder),
             )
+
+    def forget(self, folder: str) -> None:
+        """A study is no longer known."""
+        with self._change():
+            self._base.execute("DELETE FROM study WHERE folder = ?", (folder,))
 
     @contextmanager
     def _change(self) -> Iterator[None]:

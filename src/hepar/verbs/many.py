@@ -88,3 +88,22 @@ def batch(
         sys.stdout.write(format_batch(document, out))
     if document["counts"]["failed"] or document["counts"]["open"]:
         raise SystemExit(EXIT_BATCH_PARTLY_FAILED)
+
+
+def serve(
+    folder: Annotated[
+        Positional[Path],
+        arg(metavar="FOLDER", help="What the server keeps; serve.yaml in it says how it serves."),
+    ],
+    /,
+    *,
+    model: Model = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Segment what arrives by DICOM or from a browser, until it is stopped."""
+    from hepar.batch.job import Engine
+    from hepar.server.serve import run_server
+
+    with progress(quiet) as step:
+        run_server(folder, Engine(model, pick_device(device)), progress=step.tell)

@@ -1,0 +1,255 @@
+"""The desk of a server: what is complete is done once, and anyone may ask what became of it.
+
+    uploads/ID/            a study that a person uploaded, in one file
+    results/ID/            what was found, as `hepar batch` leaves it
+    ledger.sqlite          who does what, as that of a batch
+
+All of it is told from what lies on the disk, so that a server that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from hepar.batch.crew import Crew, enter
+from hepar.batch.job import Engine, Job, Key, loaded
+from hepar.batch.ledger import Ledger, Row
+from hepar.batch.studies import Entry, listing_sha256
+from hepar.io.atomic import sweep
+from hepar.server.settings import Settings
+from hepar.server.spool import Spool, sync_folder
+
+State = Literal["arriving", "incomplete", "queued", "running", "done", "failed"]
+_OWNER = "owner"
+_STUDY = "study"
+_SWEEP_S = 3600.0
+_DAY_S = 86400.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A study that the server knows of.
+
+    Attributes:
+        id: names it in addresses and on the disk.
+        door: where it came in: `dicom`, from a node or an archive, or `upload`.
+        state: `arriving`, not yet complete; `incomplete`, its sender broke off; `queued`,
+            `running`; `done`, with results; `failed`, with a code.
+        changed: when it came, or its last image did; seconds since the epoch.
+        owner: who uploaded it; None for a study that came in by DICOM, which is everyone's.
+        code, message, remedy: of the refusal, where it failed.
+        lesions: how many were found.
+        burden: tumor volume / liver volume.
+        seconds: it took.
+    """
+
+    id: str
+    door: Literal["dicom", "upload"]
+    state: State
+    changed: float
+    owner: str | None = None
+    code: str | None = None
+    message: str | None = None
+    remedy: str | None = None
+    lesions: int | None = None
+    burden: float | None = None
+    seconds: float | None = None
+
+
+class Desk:
+    """The studies of a server. `step` is for one thread; any may ask and `accept`.
+
+    Args:
+        folder: of the server.
+        spool: of the same folder.
+        settings: of the server.
+        engine: how studies are segmented; DICOM output is made where `settings` asks for it.
+        progress: told of each study that ends.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        spool: Spool,
+        settings: Settings,
+        engine: Engine,
+        progress: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.results, self.uploads = folder / "results", folder / "uploads"
+        for place in (self.results, self.uploads):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.spool, self.settings = spool, settings
+        plain = replace(
+            engine,
+            probabilities=settings.probabilities,
+            interpolate_gaps=settings.interpolate_gaps,
+        )
+        # What was uploaded in one file has no DICOM files to refer to.
+        self._engines = {"upload": replace(plain, dicom=False), "dicom": replace(plain, dicom=True)}
+        self._model = loaded(self._engines["dicom"]).model_sha256
+        self._ledger = Ledger(folder / "ledger.sqlite")
+        self._jobs: dict[str, Job] = {}
+        self._entered: dict[str, float] = {}
+        self._cases: Mapping[str, Case] = {}
+        self._swept = -_SWEEP_S
+        self._lock = threading.Lock()
+        self._crew = Crew(
+            self._ledger,
+            self._jobs,
+            self._engines["dicom"],
+            settings.workers,
+            settings.timeout_s,
+            progress,
+        )
+
+    def step(self) -> None:
+        """Look what came, hand it out, hear what became of the rest: half a second at most."""
+        self._look()
+        self._crew.step()
+        self._tell()
+        if time.monotonic() - self._swept > _SWEEP_S:
+            self._swept = time.monotonic()
+            self._tidy()
+
+    def end(self) -> None:
+        """Stop the workers; what they had not finished waits for the next start."""
+        self._crew.end()
+        sweep(self.results)
+        self._ledger.close()
+
+    def cases(self) -> tuple[Case, ...]:
+        """Every study, the newest first."""
+        return tuple(sorted(self._cases.values(), key=lambda c: (-c.changed, c.id)))
+
+    def case(self, identifier: str) -> Case | None:
+        """One study; None where there is none of this id."""
+        found = self._cases.get(identifier)
+        if found is None and _is_id(identifier) and (self.uploads / identifier).is_dir():
+            return self._uploaded(self.uploads / identifier)  # since the last step
+        return found
+
+    def result(self, identifier: str) -> Path | None:
+        """The folder of a study's results; None where there is none yet."""
+        case = self.case(identifier)
+        return self.results / identifier if case is not None and case.state == "done" else None
+
+    def waiting(self) -> int:
+        """How many uploads wait, or are being done."""
+        with os.scandir(self.uploads) as entries:
+            cases = [self._cases.get(entry.name) for entry in entries]
+        return sum(case is None or case.state in ("queued", "running") for case in cases)
+
+    def accept(self, file: Path, suffix: str, owner: str) -> str:
+        """Take an upload, which is complete.
+
+        Args:
+            file: in the spool's `incoming`, flushed to the disk; it is moved.
+            suffix: of an archive or NIfTI file, as `.zip`.
+            owner: who may ask for it.
+
+        Returns:
+            Its id, which nobody can guess.
+        """
+        identifier = secrets.token_hex(16)
+        with self.spool.temporary() as folder:
+            folder.mkdir(mode=0o700)
+            (folder / _OWNER).write_text(owner, encoding="utf-8")
+            os.rename(file, folder / f"{_STUDY}{suffix}")
+            sync_folder(folder)
+            os.rename(folder, self.uploads / identifier)
+            sync_folder(self.uploads)
+        return identifier
+
+    def _look(self) -> None:
+        """Enter what is complete, and take back what is no longer."""
+        running = self._crew.running
+        for arrival in self.spool.arrivals():
+            if arrival.key in running or self._entered.get(arrival.key) == arrival.changed:
+                continue
+            if arrival.settled(self.settings.quiet_s):
+                self._enter(arrival.key, arrival.folder, "dicom", arrival.changed)
+            else:
+                self._jobs.pop(arrival.key, None)
+                self._entered.pop(arrival.key, None)
+        for entry in os.scandir(self.uploads):
+            if entry.name not in self._entered:
+                for study in Path(entry.path).glob(f"{_STUDY}*"):
+                    self._enter(entry.name, study, "upload", entry.stat().st_mtime)
+
+    def _enter(self, identifier: str, source: Path, door: str, changed: float) -> None:
+        engine = self._engines[door]
+        entry = Entry(identifier, identifier.encode(), source)
+        key = Key(listing_sha256(entry), engine.settings_sha256(), self._model)
+        job = Job(identifier, identifier, self.results, source, (), entry.origin, key, engine)
+        enter(job, self._ledger)
+        self._jobs[identifier] = job
+        self._entered[identifier] = changed
+
+    def _tell(self) -> None:
+        rows = self._ledger.rows()
+        cases = {}
+        for arrival in self.spool.arrivals():
+            case = Case(arrival.key, "dicom", "arriving", arrival.changed)
+            if arrival.lost and not arrival.sending:
+                case = replace(case, state="incomplete")
+            elif self._entered.get(arrival.key) == arrival.changed:
+                case = _with_row(case, rows.get(arrival.key))
+            cases[case.id] = case
+        for entry in os.scandir(self.uploads):
+            case = _with_row(self._uploaded(Path(entry.path)), rows.get(entry.name))
+            cases[case.id] = case
+        self._cases = cases
+
+    def _uploaded(self, folder: Path) -> Case:
+        owner = (folder / _OWNER).read_text(encoding="utf-8")
+        return Case(folder.name, "upload", "queued", folder.stat().st_mtime, owner)
+
+    def _tidy(self) -> None:
+        """Remove what was kept for long enough."""
+        sweep(self.results)
+        if self.settings.keep_days is None:
+            return
+        before = time.time() - self.settings.keep_days * _DAY_S
+        for case in self.cases():
+            if case.changed < before and case.state in ("done", "failed", "incomplete"):
+                self.remove(case.id)
+
+    def remove(self, identifier: str) -> None:
+        """Forget a study, with all that is kept of it; only for the thread of `step`."""
+        for place in (self.spool.inbox, self.uploads, self.results):
+            shutil.rmtree(place / identifier, ignore_errors=True)
+        for mark in self.spool.open.glob(f"{identifier}-*"):
+            with suppress(FileNotFoundError):
+                mark.unlink()
+        self._ledger.forget(identifier)
+        self._jobs.pop(identifier, None)
+        self._entered.pop(identifier, None)
+        self._cases = {key: case for key, case in self._cases.items() if key != identifier}
+
+
+def _with_row(case: Case, row: Row | None) -> Case:
+    if row is None:
+        return case
+    return replace(
+        case,
+        state=row.state,
+        code=row.code,
+        message=row.message,
+        remedy=row.remedy,
+        lesions=row.lesions,
+        burden=row.burden,
+        seconds=row.seconds,
+    )
+
+
+def _is_id(text: str) -> bool:
+    return len(text) == 32 and set(text) <= set("0123456789abcdef")

@@ -1,0 +1,35 @@
+"""What a server is told in `serve.yaml`, and that it is alone with its folder."""
+
+from __future__ import annotations
+
+import pytest
+
+from batch_engine import engine
+from hepar.errors import UsageError
+from hepar.server.serve import _alone, run_server
+from hepar.server.settings import read_settings
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("quiet: 3", "did you mean 'quiet_s'"),
+        ("quiet_s: 0", "quiet_s"),
+        ("node: {peers: []}", "peers"),
+        ("node: {peers: [{ae_title: 'much too long a title', host: h}]}", "ae_title"),
+        ("results_to: pacs", "there is no pacs"),
+        ("results_to: ORTHANC", "ORTHANC"),
+        ("pacs: {url: 'http://h/dicom-web', user: me}", "password_file"),
+        ("pacs: {url: 'file:///etc/passwd'}", "url"),
+    ],
+)
+def test_closed_form_settings_that_cannot_be_used_are_named(tmp_path, text, said):
+    (tmp_path / "serve.yaml").write_text(text)
+    with pytest.raises(UsageError, match=said) as refusal:
+        read_settings(tmp_path)
+    assert refusal.value.code == "E_SERVE_SETTINGS"
+
+
+def test_closed_form_two_servers_do_not_share_a_folder(tmp_path):
+    with _alone(tmp_path), pytest.raises(UsageError, match="Another hepar serve"):
+        run_server(tmp_path, engine(tmp_path / "notes"))
