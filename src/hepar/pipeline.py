@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,6 +108,7 @@ class Pipeline:
         uncertainty: bool = False,
         given: Given | None = None,
         dicom: bool = False,
+        unpacked: ExitStack | None = None,
     ) -> Case:
         """Read a study and find what is in it.
 
@@ -117,6 +119,7 @@ class Pipeline:
             uncertainty: also say where the tumor network doubts its answer.
             given: masks that are not to be sought.
             dicom: refuse, before anything is computed, what DICOM output cannot refer to.
+            unpacked: keeps what archives hold, as `read_study` says.
 
         Raises:
             HeparError: the study, or the model, cannot be used.
@@ -127,7 +130,9 @@ class Pipeline:
         if isinstance(source, Mapping):
             study = study_of(source)
         else:
-            study = read_study(source, stated, interpolate_gaps=self.interpolate_gaps)
+            study = read_study(
+                source, stated, interpolate_gaps=self.interpolate_gaps, unpacked=unpacked
+            )
         if dicom:
             check_sources(study.series)
         check_belongs(study.series, given)
@@ -172,9 +177,14 @@ class Pipeline:
             check_viewer()
         settings = {"phases": sorted(stated or ()), "probabilities": probabilities}
         provenance = self._provenance(public_command(sys.argv), settings, given or Given())
-        with set_aside(out, RESULTS):
+        with set_aside(out, RESULTS), ExitStack() as unpacked:
             case = self.run(
-                source, stated, uncertainty=probabilities, given=given, dicom=dicom or captures
+                source,
+                stated,
+                uncertainty=probabilities,
+                given=given,
+                dicom=dicom or captures,
+                unpacked=unpacked,
             )
             result = _result(case, provenance, listing(source, stated))
             self.progress("write the report")

@@ -122,7 +122,7 @@ class Series:
         verdict: how it was read.
         tags: DICOM keywords (or `FileName`) with their text: evidence for the phase.
         assigned: the phase the user gave, if any.
-        frames: the images it was made of; None for NIfTI, and for DICOM that came in an archive.
+        frames: the images it was made of; None for NIfTI, and for DICOM whose archive is closed.
         lattice: the file's own voxels where their axes are not orthogonal; `volume` then lies on
             an orthogonal grid around them.
     """

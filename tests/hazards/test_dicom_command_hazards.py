@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from test_privacy_hazards import leaks
 
 import hepar.pipeline
 import hepar.stages.dicom_out
+from hepar.batch.job import Engine, run_study
+from hepar.batch.plan import plan
 from hepar.errors import UsageError
 from hepar.io.nifti import read_label, write_nifti
 from hepar.pipeline import Pipeline
@@ -116,16 +119,13 @@ def test_property_OU02_python_leaves_the_objects_of_the_command_or_nothing(writt
         assert mine.get("PixelData") == theirs.get("PixelData")
 
 
-@pytest.mark.parametrize("kind", ["nifti", "archive", "no frame of reference", "no date"])
+@pytest.mark.parametrize("kind", ["nifti", "no frame of reference", "no date"])
 def test_property_OU02_a_study_without_images_to_refer_to_is_refused_first(
     tmp_path, monkeypatch, kind
 ):
     study = tmp_path / "study"
     if kind == "nifti":
         write_nifti(study / "pv.nii.gz", hu_at(places(grid_of())), grid_of())
-    elif kind == "archive":
-        write_study(tmp_path / "files")
-        study = Path(shutil.make_archive(str(tmp_path / "study"), "zip", tmp_path / "files"))
     elif kind == "no date":
         write_study(study, change=lambda data: setattr(data, "PatientBirthDate", "19010231"))
     else:
@@ -142,6 +142,31 @@ def test_property_OU02_a_study_without_images_to_refer_to_is_refused_first(
     assert leaks(found) == []
     assert "--dicom" in found.said.split("remedy: ")[1]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_property_OU02_an_archive_leaves_the_objects_of_its_folder_and_no_file(written, tmp_path):
+    packed = shutil.make_archive(str(tmp_path / "study"), "zip", written.out.parent / "john.doe")
+    before = {path.name for path in Path(tempfile.gettempdir()).glob(".hepar-tmp-*")}
+    found = run(tmp_path / "out", "segment", packed, "-o", tmp_path / "out", "--dicom")
+    assert found.code == 0, found.said
+    assert {leak.split(" in ")[1].split(":")[0] for leak in leaks(found)} == {"seg.dcm", "sr.dcm"}
+    for name in ("seg.dcm", "sr.dcm"):
+        mine, theirs = (pydicom.dcmread(at / name) for at in (tmp_path / "out", written.out))
+        assert mine.StudyInstanceUID == theirs.StudyInstanceUID
+        assert mine.get("PixelData") == theirs.get("PixelData")
+    assert {path.name for path in Path(tempfile.gettempdir()).glob(".hepar-tmp-*")} <= before
+
+
+def test_property_OU02_a_batch_may_want_the_objects_only_where_they_can_be(written, tmp_path):
+    write_nifti(tmp_path / "in" / "nifti" / "pv.nii.gz", hu_at(places(grid_of())), grid_of())
+    shutil.copytree(written.out.parent / "john.doe", tmp_path / "in" / "dicom")
+    with stand_ins():
+        engine = Engine(dicom=None)
+        jobs = plan(tmp_path / "in", tmp_path / "out", engine).jobs
+        assert {run_study(job).state for job in jobs} == {"done"}
+    assert (tmp_path / "out" / "dicom" / "seg.dcm").is_file()
+    assert not (tmp_path / "out" / "nifti" / "seg.dcm").exists()
+    assert (tmp_path / "out" / "nifti" / "report.html").is_file()
 
 
 def _codes(path: Path) -> set[str]:

@@ -14,12 +14,15 @@ from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from hepar.errors import HeparError, ResourceExhausted
+from hepar.errors import HeparError, ResourceExhausted, UsageError
 from hepar.io.atomic import staged_folder
 from hepar.io.stale import set_aside
 from hepar.provenance import hepar_version, sha256_file, sha256_json
+
+if TYPE_CHECKING:
+    from hepar.study import Phase
 
 LOG = logging.getLogger(__name__)
 # Written last into the folder of a study: what the result was made from, and a hash of each file.
@@ -66,10 +69,7 @@ class _Shipped:
     """The pipeline, as `hepar segment` runs it."""
 
     pipeline: Any
-    probabilities: bool
-    dicom: bool
-    captures: bool
-    viewer: bool
+    wanted: Mapping[str, bool | None]
 
     @property
     def model_sha256(self) -> str:
@@ -79,15 +79,24 @@ class _Shipped:
         from hepar.study import Phase
 
         phases = {Phase(name): path for name, path in stated.items()}
-        found: Found = self.pipeline.segment(
-            source,
-            out,
-            stated=phases,
-            probabilities=self.probabilities,
-            dicom=self.dicom,
-            captures=self.captures,
-            viewer=self.viewer,
-        )
+        if self.wanted["dicom"] is None:
+            try:
+                return self._segment(source, out, phases, {**self.wanted, "dicom": True})
+            except UsageError as error:
+                if error.code != "E_DICOM_SOURCE":
+                    raise
+                LOG.warning("W_NO_DICOM: %s", error.message)
+        plain = {**self.wanted, "dicom": bool(self.wanted["dicom"])}
+        return self._segment(source, out, phases, plain)
+
+    def _segment(
+        self,
+        source: Path | None,
+        out: Path,
+        phases: Mapping[Phase, Path],
+        wanted: Mapping[str, bool | None],
+    ) -> Found:
+        found: Found = self.pipeline.segment(source, out, stated=phases, **wanted)
         return found
 
 
@@ -105,8 +114,7 @@ def load_pipeline(engine: Engine) -> Segmenter:
     bundle = load_bundle(engine.model or default_bundle_path())
     tiling = Tiling(device=engine.device)
     pipeline = Pipeline(bundle, tiling, interpolate_gaps=engine.interpolate_gaps)
-    wanted = (engine.probabilities, engine.dicom, engine.captures, engine.viewer)
-    return _Shipped(pipeline, *wanted)
+    return _Shipped(pipeline, engine.wanted)
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,7 @@ class Engine:
         device: `cpu`, `cuda`, `mps`.
         probabilities: also write probability maps.
         interpolate_gaps: whether single lost slices may be made up from their neighbors.
-        dicom: also write SEG and SR.
+        dicom: also write SEG and SR; None to do so where a study's headers allow it.
         captures: also write DICOM pictures of lesions.
         viewer: also write `viewer.html`.
         load: a function of a module, which loads what segments.
@@ -128,20 +136,27 @@ class Engine:
     device: str = "cpu"
     probabilities: bool = False
     interpolate_gaps: bool = False
-    dicom: bool = False
+    dicom: bool | None = False
     captures: bool = False
     viewer: bool = False
     load: Callable[[Engine], Segmenter] = load_pipeline
+
+    @property
+    def wanted(self) -> dict[str, bool | None]:
+        """What is written only when asked for, by the names of `Pipeline.segment`."""
+        return {
+            "probabilities": self.probabilities,
+            "dicom": self.dicom,
+            "captures": self.captures,
+            "viewer": self.viewer,
+        }
 
     def settings_sha256(self) -> str:
         """Of what changes results beside the model: options, and the version of hepar."""
         return sha256_json(
             {
-                "probabilities": self.probabilities,
+                **self.wanted,
                 "interpolate_gaps": self.interpolate_gaps,
-                "dicom": self.dicom,
-                "captures": self.captures,
-                "viewer": self.viewer,
                 "hepar": hepar_version(),
             }
         )

@@ -46,7 +46,7 @@ def check_sources(series: Sequence[Series]) -> None:
         series: all that may be used.
 
     Raises:
-        UsageError: `E_DICOM_SOURCE`, a series is no DICOM, lies in an archive, its headers lack
+        UsageError: `E_DICOM_SOURCE`, a series is no DICOM, its archive is closed, its headers lack
             UIDs, or they hold what an object of ours may not repeat.
     """
     check_uids(series)

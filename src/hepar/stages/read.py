@@ -39,6 +39,7 @@ def read_study(
     phases: Mapping[Phase, Path] | None = None,
     *,
     interpolate_gaps: bool = False,
+    unpacked: ExitStack | None = None,
 ) -> Study:
     """Read a patient's study.
 
@@ -49,6 +50,8 @@ def read_study(
         phases: an explicit NIfTI file, a volume of a 4D one (`FILE.nii.gz#1`, from 0) or a
             one-series DICOM folder or archive for a phase; these are not read again from `source`.
         interpolate_gaps: make up single lost slices of a DICOM series from their neighbors.
+        unpacked: what an archive holds lies there until this is closed, to be referred to; by
+            default it is gone when the study is read.
 
     Returns:
         At least one usable series, explicit phases first, and a verdict on everything found. What
@@ -68,15 +71,16 @@ def read_study(
     places = [*given.values(), *([Path(source)] if source is not None else [])]
     mask = Mask(names_in([*places, *(place.resolve() for place in places)]))
     try:
-        with ExitStack() as stack, quiet():
-            folders = {path: _opened(path, stack, mask) for path in places}
+        with ExitStack() as until_read, quiet():
+            folders = {path: _opened(path, unpacked or until_read, mask) for path in places}
             given = {phase: folders[path] for phase, path in given.items()}
             where = folders[Path(source)] if source is not None else None
             study = _read(where, given, mask, interpolate_gaps)
     except HeparError as error:
         raise mask.on_error(error) from None
+    if unpacked is not None:
+        return study
     gone = [str(folder) for path, folder in folders.items() if folder != path]
-    # Files of an archive are no longer there.
     series = (
         replace(s, frames=None) if s.frames and _below(s.frames.files[0], gone) else s
         for s in study.series
@@ -89,7 +93,7 @@ def _below(file: str, folders: Sequence[str]) -> bool:
 
 
 def _opened(path: Path, stack: ExitStack, mask: Mask) -> Path:
-    """A path, or the folder that an archive was unpacked to for as long as it is read."""
+    """A path, or the folder that an archive was unpacked to for as long as the stack is open."""
     if not (path.is_file() and is_archive(path)):
         return path
     folder = stack.enter_context(private_folder())
