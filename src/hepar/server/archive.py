@@ -165,19 +165,22 @@ class Source:
         may be newer than it, so that the study is done again.
         """
         images = {uid for uids in wanted.values() for uid in uids}
-        reports = [
-            item
-            for series in self._web.series(study, "SR")
-            for item in self._web.metadata(study, series)
-            if values(item, _SERIAL) == [self._model]
-            and values(item, _VERSIONS) == [hepar_version()]
-        ]
-        if not any(images <= _evidence(item) for item in reports):
-            return False
-        masks = {
-            uid for s in self._web.series(study, "SEG") for uid in self._web.instances(study, s)
-        }
-        return any(images <= (e := _evidence(item)) and masks & e for item in reports)
+        try:
+            reports = [
+                _evidence(item)
+                for series in self._web.series(study, "SR")
+                for item in self._web.metadata(study, series)
+                if values(item, _SERIAL) == [self._model]
+                and values(item, _VERSIONS) == [hepar_version()]
+            ]
+            masks = {
+                uid for s in self._web.series(study, "SEG") for uid in self._web.instances(study, s)
+            }
+        except PeerFailed as error:
+            if error.down:
+                raise
+            return False  # it costs no more than doing the study again
+        return any(images <= evidence and masks & evidence for evidence in reports)
 
 
 def _evidence(item: Item) -> set[str]:
@@ -185,7 +188,7 @@ def _evidence(item: Item) -> set[str]:
     items = [item]
     for tag in _EVIDENCE[:-1]:
         items = [found for one in items for found in values(one, tag) if isinstance(found, dict)]
-    return {uid for one in items for uid in values(one, _EVIDENCE[-1])}
+    return {uid for one in items for uid in values(one, _EVIDENCE[-1]) if isinstance(uid, str)}
 
 
 def _write(path: Path, pieces: Iterator[bytes]) -> None:

@@ -113,10 +113,9 @@ class Delivery:
         there = self._there(case)
         owed = [thing for thing in things if key_of(thing.instance) not in there]
         failed = []
-        if owed:
-            self._desk.note_delivery(case, "waiting")
+        sending = self._receiver.send(owed) if owed else iter(())
         try:
-            for thing, failure in zip(owed, self._receiver.send(owed), strict=True):
+            for thing, failure in zip(owed, sending, strict=True):
                 if failure is None:
                     there = there | {key_of(thing.instance)}
                     self._remember(case, there)
@@ -128,8 +127,8 @@ class Delivery:
         if failed:
             pause = self._retries.failed(case.id)
             self._desk.note_delivery(case, "failed", "; ".join(failed))
-            LOG.warning("W_NOT_DELIVERED: study %s: %s", case.id, "; ".join(failed))
-            LOG.info("study %s is sent again in %.0f s", case.id, pause)
+            said = f"study {case.id}: {'; '.join(failed)}; again in {pause:.0f} s"
+            LOG.warning("W_NOT_DELIVERED: %s", said)
             return
         self._retries.succeeded(case.id)
         self._ended[case.id] = case.changed
