@@ -97,7 +97,7 @@ class Source:
                 if error.down:
                     raise
                 pause = self._retries.failed(key)
-                LOG.warning("W_PACS: study %s: %s; again in %.0f s", key, error, pause)
+                LOG.warning("W_PACS: study %s: %s; again in %.3g s", key, error, pause)
 
     def _look_at(self, study: ListedStudy) -> None:
         instances, settled = self._settled.get(study.uid, (None, None))

@@ -127,7 +127,7 @@ class Delivery:
         if failed:
             pause = self._retries.failed(case.id)
             self._desk.note_delivery(case, "failed", "; ".join(failed))
-            said = f"study {case.id}: {'; '.join(failed)}; again in {pause:.0f} s"
+            said = f"study {case.id}: {'; '.join(failed)}; again in {pause:.3g} s"
             LOG.warning("W_NOT_DELIVERED: %s", said)
             return
         self._retries.succeeded(case.id)

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from hepar.server.dicomweb import Dicomweb
 from hepar.server.extra import needed
@@ -35,6 +35,7 @@ class Thing:
     transfer_syntax: str
 
 
+@runtime_checkable
 class Receiver(Protocol):
     """Who takes results."""
 

@@ -76,7 +76,7 @@ def repeated(step: Callable[[], None], every_s: float, code: str) -> Iterator[No
                 step()
             except Exception as error:
                 pause = retries.failed(code)
-                LOG.warning("%s: %s; again in %.0f s", code, _said(error), pause)
+                LOG.warning("%s: %s; again in %.3g s", code, _said(error), pause)
             else:
                 pause = every_s
                 retries.succeeded(code)
