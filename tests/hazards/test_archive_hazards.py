@@ -125,6 +125,31 @@ def test_closed_form_a_study_that_grows_is_left_alone_and_then_completed(
     assert fake.retrieved() == 3  # of the new series alone
 
 
+def test_property_DN06_a_study_of_which_the_archive_has_more_waits_for_it(tmp_path, fake, source):
+    spool = Spool(tmp_path)
+    step(source)
+    for image in images(8)[4:]:
+        fake.put(image)
+        source.step()
+        (arrival,) = spool.arrivals()
+        assert (len(inbox(tmp_path)), arrival.sending) == (8, 1)
+    step(source)
+    (arrival,) = spool.arrivals()
+    assert (len(inbox(tmp_path)), arrival.sending, arrival.lost) == (12, 0, 0)
+    fake.put(images(9)[8])
+    source.step()
+    del fake.objects[str(images(9)[8].SOPInstanceUID)]  # it has less again
+    step(source)
+    (arrival,) = spool.arrivals()
+    assert (len(inbox(tmp_path)), arrival.sending, arrival.lost) == (12, 0, 0)
+    fake.put(images(9)[8])
+    source.step()
+    fake.objects.clear()
+    source.step()
+    (arrival,) = spool.arrivals()
+    assert (arrival.sending, arrival.lost) == (0, 1)
+
+
 def test_closed_form_what_is_no_ct_is_not_fetched(tmp_path, fake, source):
     fake.put(*images(1, series="1.2.3.7", Modality="SEG", acquisition=7))
     step(source)
@@ -318,6 +343,20 @@ def test_closed_form_what_a_sender_owed_the_archive_may_give(tmp_path, fake, sou
     (arrival,) = spool.arrivals()
     assert inbox(tmp_path) == names(fake)
     assert arrival.lost == 0
+
+
+def test_fault_WE07_a_study_that_was_published_but_not_said_to_be_is_complete(
+    tmp_path, fake, source
+):
+    spool = Spool(tmp_path)
+    spool.begin(STUDY, "archive")
+    for uid, data in fake.objects.items():
+        spool.store(STUDY, uid, [data])
+    spool.forsake()  # as after a kill
+    step(source)
+    (arrival,) = spool.arrivals()
+    assert (arrival.sending, arrival.lost) == (0, 0)
+    assert fake.retrieved() == 0
 
 
 @pytest.mark.parametrize("changed", [None, "model", "version", "image", "seg"])

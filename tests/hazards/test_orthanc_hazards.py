@@ -21,7 +21,10 @@ from orthanc import AE_TITLE, Orthanc, free_port, wait_for
 from synthetic_dicom import save, stack
 
 from hepar.io.sr import read_sr
-from hepar.server.spool import key_of
+from hepar.server.archive import Source
+from hepar.server.dicomweb import Dicomweb
+from hepar.server.settings import Settings
+from hepar.server.spool import Spool, key_of
 
 pytestmark = pytest.mark.full
 
@@ -36,9 +39,7 @@ def scan(folder: Path, study: str) -> list[Path]:
     late = {**patient, "series": f"{study}.2", "SeriesNumber": 2, "marker_hu": 200}
     return [
         *save(stack(IMAGES, **early), folder / "early"),
-        *save(
-            stack(IMAGES, series=late, SeriesNumber=2, marker_hu=200, **patient), folder / "late"
-        ),
+        *save(stack(IMAGES, **late), folder / "late"),
     ]
 
 
@@ -133,6 +134,16 @@ def test_property_DN06_results_go_to_a_node_by_c_store(tmp_path):
         finally:
             server.stop()
         assert_right(archive, study, tmp_path)
+        # A server that has lost its folder sees that it was done, unless by another model.
+        for model, images in ((archive_engine.MODEL, 0), ("b" * 64, 2 * IMAGES)):
+            chosen = Settings.model_validate({**settings(archive), "quiet_s": 0.01})
+            spool = Spool(tmp_path / model)
+            with Dicomweb(chosen.pacs, tmp_path) as web:
+                source = Source(web, spool, chosen, model)
+                for _ in range(2):
+                    source.step()
+                    time.sleep(0.1)
+            assert sum(1 for _ in spool.inbox.rglob("*.dcm")) == images
 
 
 def said_sent(server: Server) -> set[str]:

@@ -74,6 +74,7 @@ class Source:
         self._retries = Retries(settings.pacs.poll_s)
         self._seen: dict[str, _Seen] = {}
         self._settled: dict[str, tuple[int | None, Mapping[str, int]]] = {}
+        self._held = set[str]()
 
     def step(self) -> None:
         """Ask once, and fetch what is complete.
@@ -86,6 +87,9 @@ class Source:
         listed = {study.uid for study in studies}
         self._seen = {uid: seen for uid, seen in self._seen.items() if uid in listed}
         self._settled = {uid: known for uid, known in self._settled.items() if uid in listed}
+        for uid in self._held - listed:  # what it still had of them is not to be had
+            self._spool.broke_off(uid, _SENDER)
+        self._held &= listed
         for study in studies:
             key = key_of(study.uid)
             if not self._retries.due(key):
@@ -110,6 +114,7 @@ class Source:
         now, seen = time.monotonic(), self._seen.get(study.uid)
         if seen is None or seen.counts != counts:
             self._seen[study.uid] = seen = _Seen(counts, now)
+            self._hold(study.uid, sum(counts.values()))
         if not counts or counts == settled or now - seen.since < self._quiet_s:
             return
         wanted = {series: self._web.instances(study.uid, series) for series in counts}
@@ -118,10 +123,18 @@ class Source:
         elif self._have(study.uid, wanted):
             self._settled[study.uid] = study.instances, counts
 
+    def _hold(self, study: str, images: int) -> None:
+        """Let a study wait of which fewer images are here than the archive has."""
+        arrival = self._spool.arrival(study)
+        if arrival is not None and sum(1 for _ in arrival.folder.iterdir()) < images:
+            self._spool.begin(study, _SENDER)
+            self._held.add(study)
+            self._settled.pop(study, None)
+
     def _have(self, study: str, wanted: Mapping[str, Collection[str]]) -> bool:
         """See that these images are here, by series; False while somebody else sends of it."""
         arrival = self._spool.arrival(study)
-        if arrival is not None and arrival.sending:
+        if arrival is not None and arrival.sending > (study in self._held):
             return False
         here = {path.name for path in arrival.folder.iterdir()} if arrival is not None else set()
         missing = {
@@ -136,8 +149,10 @@ class Source:
                 folder.mkdir(mode=0o700)
                 for series, uids in missing.items():
                     self._fetch(study, series, uids, folder)
+                self._held.discard(study)
                 self._spool.add(study, folder, _SENDER)
-        elif arrival is not None and arrival.lost:
+        elif arrival is not None and (arrival.lost or study in self._held):
+            self._held.discard(study)
             self._spool.end(study, _SENDER)  # what its sender owed came from here, or another way
         return True
 

@@ -214,7 +214,7 @@ class Desk:
             case = Case(arrival.key, "dicom", "arriving", arrival.changed)
             if arrival.lost and not arrival.sending:
                 case = replace(case, state="incomplete")
-            elif self._entered.get(arrival.key) == arrival.changed:
+            elif not arrival.sending and self._entered.get(arrival.key) == arrival.changed:
                 case = self._with_delivery(_with_row(case, rows.get(arrival.key)))
             cases[case.id] = case
         for entry in os.scandir(self.uploads):
