@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,6 +16,8 @@ import pydicom
 from pydicom.dataset import Dataset
 
 _JSON = "application/dicom+json"
+MULTIPART = 'multipart/related; type="application/dicom"; boundary=b'
+Hostile = Callable[[BaseHTTPRequestHandler], bool]
 
 
 @dataclass
@@ -31,7 +34,7 @@ class FakeArchive:
 
     objects: dict[str, bytes] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
-    hostile: Callable[[BaseHTTPRequestHandler], bool] | None = None
+    hostile: Hostile | None = None
     refuses: dict[str, int] = field(default_factory=dict)
     lists_counts: bool = True
 
@@ -158,3 +161,47 @@ def reply(
     handler.send_header("Content-Length", str(len(body)))
     handler.end_headers()
     handler.wfile.write(body)
+
+
+def everything(status: int, body: bytes, kind: str, **headers: str) -> Hostile:
+    """The same answer to whatever is asked."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> bool:
+        reply(handler, status, body, kind, **headers)
+        return True
+
+    return answer
+
+
+def as_json(value: object) -> Hostile:
+    """The same DICOM JSON, or JSON at least, to whatever is asked."""
+    return everything(200, json.dumps(value).encode(), "application/dicom+json")
+
+
+def breaks_off(handler: BaseHTTPRequestHandler) -> bool:
+    """The connection ends in the middle of the images."""
+    if "transfer-syntax" not in handler.headers["Accept"]:
+        return False
+    handler.send_response(200)
+    handler.send_header("Content-Type", MULTIPART)
+    handler.send_header("Content-Length", "100000")
+    handler.end_headers()
+    handler.wfile.write(multipart([b"\0" * 300], b"b")[:200])
+    handler.close_connection = True
+    return True
+
+
+def drips(handler: BaseHTTPRequestHandler) -> bool:
+    """Images that would never end."""
+    if "transfer-syntax" not in handler.headers["Accept"]:
+        return False
+    handler.send_response(200)
+    handler.send_header("Content-Type", MULTIPART)
+    handler.send_header("Connection", "close")
+    handler.end_headers()
+    try:
+        while True:
+            handler.wfile.write(b".")
+            time.sleep(0.02)
+    except OSError:
+        return True

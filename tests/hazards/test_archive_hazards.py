@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import os
 import time
 from collections.abc import Callable
@@ -12,7 +11,16 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from fake_archive import FakeArchive, multipart, reply
+from fake_archive import (
+    MULTIPART,
+    FakeArchive,
+    as_json,
+    breaks_off,
+    drips,
+    everything,
+    multipart,
+    reply,
+)
 from pydicom.dataset import Dataset
 from synthetic_dicom import stack
 
@@ -27,7 +35,6 @@ from hepar.server.settings import Pacs, Settings
 from hepar.server.spool import Spool, image_name, key_of
 
 STUDY, QUIET_S, MODEL = "1.2.3", 0.05, "a" * 64
-MULTIPART = 'multipart/related; type="application/dicom"; boundary=b'
 
 
 def images(n: int = 4, **options: object) -> list[Dataset]:
@@ -169,14 +176,6 @@ def test_closed_form_long_lists_come_in_pages(tmp_path, fake, source, monkeypatc
     assert inbox(tmp_path) == names(fake)
 
 
-def _everything(status: int, body: bytes, kind: str, **headers: str) -> Callable:
-    def answer(handler: BaseHTTPRequestHandler) -> bool:
-        reply(handler, status, body, kind, **headers)
-        return True
-
-    return answer
-
-
 def _images_as(body: Callable[[list[bytes]], bytes], kind: str = MULTIPART) -> Callable:
     def answer(handler: BaseHTTPRequestHandler) -> bool:
         if "transfer-syntax" not in handler.headers["Accept"]:
@@ -196,51 +195,20 @@ def file(image: Dataset) -> bytes:
     return stream.getvalue()
 
 
-def _breaks_off(handler: BaseHTTPRequestHandler) -> bool:
-    if "transfer-syntax" not in handler.headers["Accept"]:
-        return False
-    handler.send_response(200)
-    handler.send_header("Content-Type", MULTIPART)
-    handler.send_header("Content-Length", "100000")
-    handler.end_headers()
-    handler.wfile.write(multipart([file(images()[0])], b"b")[:300])
-    handler.close_connection = True
-    return True
-
-
-def _drips(handler: BaseHTTPRequestHandler) -> bool:
-    if "transfer-syntax" not in handler.headers["Accept"]:
-        return False
-    handler.send_response(200)
-    handler.send_header("Content-Type", MULTIPART)
-    handler.send_header("Connection", "close")
-    handler.end_headers()
-    try:
-        while True:
-            handler.wfile.write(b".")
-            time.sleep(0.02)
-    except OSError:
-        return True
-
-
-def _json(value: object) -> Callable:
-    return _everything(200, json.dumps(value).encode(), "application/dicom+json")
-
-
 HOSTILE = {
-    "a login page": _everything(200, b"<html>Please log in</html>", "text/html"),
-    "an error": _everything(500, b"oh", "text/plain"),
-    "out of order": _everything(503, b"oh", "text/plain"),
-    "elsewhere": _everything(302, b"", "text/plain", Location="http://127.0.0.1:9/"),
-    "deep json": _everything(200, b"[" * 100_000, "application/dicom+json"),
-    "endless json": _everything(200, b"[" + b" " * 300_000 + b"]", "application/dicom+json"),
-    "a bomb": _everything(
+    "a login page": everything(200, b"<html>Please log in</html>", "text/html"),
+    "an error": everything(500, b"oh", "text/plain"),
+    "out of order": everything(503, b"oh", "text/plain"),
+    "elsewhere": everything(302, b"", "text/plain", Location="http://127.0.0.1:9/"),
+    "deep json": everything(200, b"[" * 100_000, "application/dicom+json"),
+    "endless json": everything(200, b"[" + b" " * 300_000 + b"]", "application/dicom+json"),
+    "a bomb": everything(
         200, gzip.compress(b"[]"), "application/dicom+json", Content_Encoding="gzip"
     ),
-    "numbers": _json([1, 2]),
-    "an object": _json({"error": "CANARY^ZZTOP"}),
-    "evil uids": _json([{"0020000D": {"vr": "UI", "Value": ["../../../etc/passwd"]}}]),
-    "empty tags": _json([{"0020000D": None}, {"0020000D": {"vr": "UI", "Value": [None]}}]),
+    "numbers": as_json([1, 2]),
+    "an object": as_json({"error": "CANARY^ZZTOP"}),
+    "evil uids": as_json([{"0020000D": {"vr": "UI", "Value": ["../../../etc/passwd"]}}]),
+    "empty tags": as_json([{"0020000D": None}, {"0020000D": {"vr": "UI", "Value": [None]}}]),
     "cut short": _images_as(lambda made: multipart(made, b"b")[:-40]),
     "cut before the last boundary": _images_as(lambda made: multipart(made, b"b")[:-7]),
     "no boundary": _images_as(lambda made: b"".join(made), "application/dicom"),
@@ -254,8 +222,8 @@ HOSTILE = {
     "no dicom": _images_as(lambda made: multipart([b"\0" * 200] * 4, b"b")),
     "half an image": _images_as(lambda made: multipart([one[:200] for one in made], b"b")),
     "a huge image": _images_as(lambda made: multipart([made[0] + b"\0" * 300_000], b"b")),
-    "breaks off": _breaks_off,
-    "drips": _drips,
+    "breaks off": breaks_off,
+    "drips": drips,
 }
 
 

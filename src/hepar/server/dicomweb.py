@@ -199,7 +199,7 @@ class Dicomweb:
                 if response.headers.get("Content-Encoding", "identity") != "identity":
                     raise PeerFailed("the archive sent what was compressed without being asked to")
                 yield response
-        except (self._httpx.HTTPError, self._httpx.InvalidURL) as error:
+        except (self._httpx.HTTPError, self._httpx.InvalidURL, self._httpx.StreamError) as error:
             raise PeerFailed(
                 f"the archive cannot be reached, or broke off ({type(error).__name__})", down=True
             ) from None
