@@ -40,7 +40,7 @@ def fetching(settings: Settings, folder: Path, desk: Desk) -> Iterator[None]:
         desk: studies go to its spool.
 
     Raises:
-        UsageError: `E_SERVE_SETTINGS`, `E_SERVE_EXTRA`.
+        UsageError: `E_SERVE_SETTINGS`, `E_SERVE_PACKAGES`.
     """
     assert settings.pacs is not None
     with Dicomweb(settings.pacs, folder) as web:

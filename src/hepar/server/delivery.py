@@ -43,7 +43,7 @@ def delivering(
         progress: told of each study that was sent.
 
     Raises:
-        UsageError: `E_SERVE_SETTINGS`, `E_SERVE_EXTRA`.
+        UsageError: `E_SERVE_SETTINGS`, `E_SERVE_PACKAGES`.
     """
     assert settings.results_to is not None
     with _receiver(settings, folder) as receiver:

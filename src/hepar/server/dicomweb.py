@@ -12,7 +12,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 from hepar.errors import UsageError
 from hepar.server.extra import needed
-from hepar.server.multipart import Parts, boundary_of
+from hepar.server.multipart import Multipart, boundary_of
 from hepar.server.retries import PeerFailed
 from hepar.server.settings import FILE, Pacs
 
@@ -65,7 +65,7 @@ class Dicomweb:
         folder: of the server, to which `password_file` is relative.
 
     Raises:
-        UsageError: `E_SERVE_SETTINGS`, the password cannot be read; `E_SERVE_EXTRA`.
+        UsageError: `E_SERVE_SETTINGS`, the password cannot be read; `E_SERVE_PACKAGES`.
 
     Every method raises `PeerFailed` where the archive does not do what it should.
     """
@@ -129,7 +129,7 @@ class Dicomweb:
             if boundary is None:
                 raise PeerFailed("the archive sent something else than images")
             try:
-                yield iter(Parts(_paced(response), boundary))
+                yield _parts(_paced(response), boundary)
             except ValueError as error:
                 raise PeerFailed(f"what the archive sent is damaged: {error}") from None
 
@@ -229,6 +229,23 @@ def _paced(response: Any) -> Iterator[bytes]:
         if seconds > _PATIENCE_S and received < _SLOWEST * seconds:
             raise PeerFailed("the archive is too slow", down=True)
         yield chunk
+
+
+def _parts(chunks: Iterable[bytes], boundary: str) -> Iterator[Iterator[bytes]]:
+    """The parts of a multipart body, each as pieces, which are read before the next part is.
+
+    Raises:
+        ValueError: it is none, or ends before its last boundary.
+    """
+    body = Multipart(boundary)
+    events = (event for chunk in chunks for event in body.feed(chunk))
+    for _head in events:
+        pieces = iter(lambda: next(events, None), None)
+        yield pieces  # type: ignore[misc]
+        for _ in pieces:
+            pass
+    if not body.complete:
+        raise ValueError("it ends in the middle")
 
 
 def _parsed(response: Any) -> list[Item]:

@@ -12,13 +12,13 @@ def needed(name: str) -> Any:
     """Import a module of an optional package.
 
     Raises:
-        UsageError: `E_SERVE_EXTRA`, it is not installed.
+        UsageError: `E_SERVE_PACKAGES`, it is not installed.
     """
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
         raise UsageError(
-            "E_SERVE_EXTRA",
+            "E_SERVE_PACKAGES",
             "serve",
             f"hepar serve needs the package {error.name}, which is not installed.",
             'pip install "hepar[serve]"',

@@ -78,7 +78,7 @@ class DicomNode:
         peer: the node, with a port.
 
     Raises:
-        UsageError: `E_SERVE_EXTRA`.
+        UsageError: `E_SERVE_PACKAGES`.
     """
 
     def __init__(self, ae_title: str, peer: Peer) -> None:
