@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from batch_engine import command, engine, load, started, write_studies
 from command import run
 from hepar.batch import job as batch_job
-from hepar.batch import night
+from hepar.batch import crew, night
 from hepar.batch.job import RECORD, Engine, Job, Outcome, run_study
 from hepar.batch.ledger import SILENCE_S, Ledger, is_lost, owner_name
 from hepar.batch.night import run_batch
@@ -204,7 +204,7 @@ def no_engine(engine: Engine) -> object:
 def test_closed_form_workers_that_cannot_begin_end_the_batch_and_blame_no_study(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(night, "ATTEMPTS", 1)
+    monkeypatch.setattr(crew, "ATTEMPTS", 1)
     source = write_studies(tmp_path / "in", {"a": ""})
     (tmp_path / "notes").mkdir()
     with pytest.raises(ResourceExhausted) as died:
@@ -290,7 +290,7 @@ def test_closed_form_processes_that_cannot_be_started_are_done_without(
             raise OSError("no more processes")
         return left.pop()(*args)
 
-    monkeypatch.setattr(night, "Worker", start)
+    monkeypatch.setattr(crew, "Worker", start)
     out, notes = tmp_path / "out", engine(tmp_path / "notes")
     if not can_be_started:
         with pytest.raises(ResourceExhausted) as none:

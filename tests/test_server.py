@@ -6,6 +6,7 @@ import pytest
 
 from batch_engine import engine
 from hepar.errors import UsageError
+from hepar.server.extra import needed
 from hepar.server.serve import _alone, run_server
 from hepar.server.settings import read_settings
 
@@ -21,6 +22,7 @@ from hepar.server.settings import read_settings
         ("results_to: ORTHANC", "ORTHANC"),
         ("pacs: {url: 'http://h/dicom-web', user: me}", "password_file"),
         ("pacs: {url: 'file:///etc/passwd'}", "url"),
+        ("{pacs: {url: 'http://h/dicom-web', days: 30}, keep_days: 31}", "more than 31"),
     ],
 )
 def test_closed_form_settings_that_cannot_be_used_are_named(tmp_path, text, said):
@@ -28,6 +30,12 @@ def test_closed_form_settings_that_cannot_be_used_are_named(tmp_path, text, said
     with pytest.raises(UsageError, match=said) as refusal:
         read_settings(tmp_path)
     assert refusal.value.code == "E_SERVE_SETTINGS"
+
+
+def test_closed_form_a_package_that_is_missing_is_named_with_its_remedy():
+    with pytest.raises(UsageError, match="no_such_package") as refusal:
+        needed("no_such_package.part")
+    assert refusal.value.remedy == 'pip install "hepar[serve]"'
 
 
 def test_closed_form_two_servers_do_not_share_a_folder(tmp_path):

@@ -29,6 +29,9 @@ from hepar.server.settings import Settings
 from hepar.server.spool import Spool, sync_folder
 
 State = Literal["arriving", "incomplete", "queued", "running", "done", "failed"]
+Delivered = Literal["none", "waiting", "sent", "failed"]
+_Delivery = tuple[float | None, Delivered, str | None]
+_UNSAID: _Delivery = (None, "none", None)
 _OWNER = "owner"
 _STUDY = "study"
 _SWEEP_S = 3600.0
@@ -50,6 +53,9 @@ class Case:
         lesions: how many were found.
         burden: tumor volume / liver volume.
         seconds: it took.
+        delivered: whether its SEG and SR are at their receiver: `none`, there is nothing to
+            deliver; `waiting`; `sent`; `failed`, and tried again later.
+        delivery: what went wrong there, in words.
     """
 
     id: str
@@ -63,6 +69,8 @@ class Case:
     lesions: int | None = None
     burden: float | None = None
     seconds: float | None = None
+    delivered: Delivered = "none"
+    delivery: str | None = None
 
 
 class Desk:
@@ -95,11 +103,12 @@ class Desk:
         )
         # What was uploaded in one file has no DICOM files to refer to.
         self._engines = {"upload": replace(plain, dicom=False), "dicom": replace(plain, dicom=True)}
-        self._model = loaded(self._engines["dicom"]).model_sha256
+        self.model_sha256 = loaded(self._engines["dicom"]).model_sha256
         self._ledger = Ledger(folder / "ledger.sqlite")
         self._jobs: dict[str, Job] = {}
         self._entered: dict[str, float] = {}
         self._cases: Mapping[str, Case] = {}
+        self._deliveries: dict[str, _Delivery] = {}
         self._swept = -_SWEEP_S
         self._lock = threading.Lock()
         self._crew = Crew(
@@ -169,6 +178,10 @@ class Desk:
             sync_folder(self.uploads)
         return identifier
 
+    def note_delivery(self, case: Case, delivered: Delivered, message: str | None = None) -> None:
+        """What became of a result on its way to its receiver."""
+        self._deliveries[case.id] = case.changed, delivered, message
+
     def _look(self) -> None:
         """Enter what is complete, and take back what is no longer."""
         running = self._crew.running
@@ -188,7 +201,7 @@ class Desk:
     def _enter(self, identifier: str, source: Path, door: str, changed: float) -> None:
         engine = self._engines[door]
         entry = Entry(identifier, identifier.encode(), source)
-        key = Key(listing_sha256(entry), engine.settings_sha256(), self._model)
+        key = Key(listing_sha256(entry), engine.settings_sha256(), self.model_sha256)
         job = Job(identifier, identifier, self.results, source, (), entry.origin, key, engine)
         enter(job, self._ledger)
         self._jobs[identifier] = job
@@ -201,13 +214,21 @@ class Desk:
             case = Case(arrival.key, "dicom", "arriving", arrival.changed)
             if arrival.lost and not arrival.sending:
                 case = replace(case, state="incomplete")
-            elif self._entered.get(arrival.key) == arrival.changed:
-                case = _with_row(case, rows.get(arrival.key))
+            elif not arrival.sending and self._entered.get(arrival.key) == arrival.changed:
+                case = self._with_delivery(_with_row(case, rows.get(arrival.key)))
             cases[case.id] = case
         for entry in os.scandir(self.uploads):
             case = _with_row(self._uploaded(Path(entry.path)), rows.get(entry.name))
             cases[case.id] = case
         self._cases = cases
+
+    def _with_delivery(self, case: Case) -> Case:
+        if self.settings.results_to is None or case.state != "done":
+            return case
+        changed, delivered, message = self._deliveries.get(case.id, _UNSAID)
+        if changed != case.changed:  # nothing is said of it yet, or of the images before
+            return replace(case, delivered="waiting")
+        return replace(case, delivered=delivered, delivery=message)
 
     def _uploaded(self, folder: Path) -> Case:
         owner = (folder / _OWNER).read_text(encoding="utf-8")
@@ -233,6 +254,7 @@ class Desk:
         self._ledger.forget(identifier)
         self._jobs.pop(identifier, None)
         self._entered.pop(identifier, None)
+        self._deliveries.pop(identifier, None)
         self._cases = {key: case for key, case in self._cases.items() if key != identifier}
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from hepar.batch.job import Engine
 from hepar.errors import UsageError
 from hepar.io.atomic import check_writable
+from hepar.server.archive import fetching
+from hepar.server.delivery import delivering
 from hepar.server.desk import Desk
 from hepar.server.settings import read_settings
 from hepar.server.spool import Spool
@@ -45,6 +47,10 @@ def run_server(
         spool.forsake()
         desk = Desk(folder, spool, settings, engine or Engine(), progress)
         doors.callback(desk.end)
+        if settings.pacs is not None and settings.pacs.fetch:
+            doors.enter_context(fetching(settings, folder, desk))
+        if settings.results_to is not None:
+            doors.enter_context(delivering(settings, folder, desk, progress))
         while not stop():
             desk.step()
 

@@ -106,7 +106,8 @@ class Settings(_Strict):
         quiet_s: a study is complete when nothing of it came for so long, seconds.
         workers: studies at a time, each in a process of its own.
         timeout_s: a study that takes longer is stopped, seconds.
-        keep_days: studies and results are removed after so many days; None to keep them.
+        keep_days: studies and results are removed after so many days; None to keep them. More than
+            a day longer than studies of `pacs.days` are fetched.
         probabilities, interpolate_gaps: as the flags of `hepar segment`.
     """
 
@@ -120,6 +121,15 @@ class Settings(_Strict):
     keep_days: Annotated[float, Field(gt=0)] | None = 30.0
     probabilities: bool = False
     interpolate_gaps: bool = False
+
+    @model_validator(mode="after")
+    def _kept(self) -> Settings:
+        days = self.pacs.days if self.pacs is not None and self.pacs.fetch else None
+        if days is not None and self.keep_days is not None and self.keep_days <= days + 1:
+            raise ValueError(
+                f"keep_days has to be more than {days + 1}: pacs.days would fetch again"
+            )
+        return self
 
     @model_validator(mode="after")
     def _receiver(self) -> Settings:

@@ -107,24 +107,34 @@ class Spool:
             sync_folder(folder)
             return True
 
-    def replace(self, study_uid: str, images: Path) -> None:
-        """Put a whole study in the place of what is known of it.
+    def add(self, study_uid: str, images: Path, sender: str) -> None:
+        """Put many images of a study to what is known of it, which is not complete in between.
 
         Args:
             study_uid: StudyInstanceUID.
-            images: a folder in `incoming` whose files are named by `image_name`; it is moved.
+            images: a folder in `incoming` whose files are named by `image_name`; those that are
+                here already stay as they are.
+            sender: as in `begin`; where this process dies, until it has sent all of it again.
         """
         folder = self.inbox / key_of(study_uid)
         with _typed():
-            for path in images.iterdir():
+            paths = sorted(images.iterdir())
+            for path in paths:
                 with path.open("rb") as stream:
                     os.fsync(stream.fileno())
-            sync_folder(images)
-            if folder.exists():
-                os.rename(folder, self.incoming / f"replaced-{secrets.token_hex(8)}")
-            os.rename(images, folder)
-            sync_folder(self.inbox)
-            os.utime(folder)
+            self.begin(study_uid, sender)
+            try:
+                sync_folder(self.open)
+                folder.mkdir(mode=0o700, exist_ok=True)
+                sync_folder(self.inbox)
+                for path in paths:
+                    with suppress(FileExistsError):
+                        os.link(path, folder / path.name)
+                sync_folder(folder)
+            except BaseException:
+                self.broke_off(study_uid, sender)
+                raise
+        self.end(study_uid, sender)
 
     @contextmanager
     def temporary(self) -> Iterator[Path]:
@@ -173,6 +183,11 @@ class Spool:
         for path in self.open.iterdir():
             if path.suffix != _LOST:
                 os.replace(path, path.with_suffix(_LOST))
+
+    def arrival(self, study_uid: str) -> Arrival | None:
+        """A study as far as it came; None where nothing of it did."""
+        key = key_of(study_uid)
+        return next((one for one in self.arrivals() if one.key == key), None)
 
     def arrivals(self) -> tuple[Arrival, ...]:
         """Every study that is here, in the order of their last images."""
