@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from batch_engine import command, engine, load, started, write_studies
 from command import run
-from hepar.batch import job as batch_job
 from hepar.batch import crew, night
+from hepar.batch import job as batch_job
 from hepar.batch.job import RECORD, Engine, Job, Outcome, run_study
 from hepar.batch.ledger import SILENCE_S, Ledger, is_lost, owner_name
 from hepar.batch.night import run_batch
