@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +30,7 @@ from hepar.server.spool import Spool, sync_folder
 State = Literal["arriving", "incomplete", "queued", "running", "done", "failed"]
 _OWNER = "owner"
 _STUDY = "study"
+_LEAVES = "leaves"
 _SWEEP_S = 3600.0
 _DAY_S = 86400.0
 
@@ -50,6 +50,7 @@ class Case:
         lesions: how many were found.
         burden: tumor volume / liver volume.
         seconds: it took.
+        files: of its results, relative to their folder.
     """
 
     id: str
@@ -63,10 +64,11 @@ class Case:
     lesions: int | None = None
     burden: float | None = None
     seconds: float | None = None
+    files: tuple[str, ...] = ()
 
 
 class Desk:
-    """The studies of a server. `step` is for one thread; any may ask and `accept`.
+    """The studies of a server. `step` is for one thread; any may ask, `accept` and `dismiss`.
 
     Args:
         folder: of the server.
@@ -133,8 +135,9 @@ class Desk:
     def case(self, identifier: str) -> Case | None:
         """One study; None where there is none of this id."""
         found = self._cases.get(identifier)
-        if found is None and _is_id(identifier) and (self.uploads / identifier).is_dir():
-            return self._uploaded(self.uploads / identifier)  # since the last step
+        if found is None and _is_id(identifier):
+            with suppress(FileNotFoundError):
+                return self._uploaded(self.uploads / identifier)  # since the last step
         return found
 
     def result(self, identifier: str) -> Path | None:
@@ -162,12 +165,22 @@ class Desk:
         identifier = secrets.token_hex(16)
         with self.spool.temporary() as folder:
             folder.mkdir(mode=0o700)
-            (folder / _OWNER).write_text(owner, encoding="utf-8")
+            with (folder / _OWNER).open("w", encoding="utf-8") as stream:
+                stream.write(owner)
+                stream.flush()
+                os.fsync(stream.fileno())
             os.rename(file, folder / f"{_STUDY}{suffix}")
             sync_folder(folder)
             os.rename(folder, self.uploads / identifier)
             sync_folder(self.uploads)
         return identifier
+
+    def dismiss(self, identifier: str) -> None:
+        """Remove an upload when no worker is at it, with all that is kept of it."""
+        with suppress(FileNotFoundError):
+            (self.uploads / identifier / _LEAVES).touch(mode=0o600)
+            sync_folder(self.uploads / identifier)
+        self._cases = {key: case for key, case in self._cases.items() if key != identifier}
 
     def _look(self) -> None:
         """Enter what is complete, and take back what is no longer."""
@@ -181,7 +194,10 @@ class Desk:
                 self._jobs.pop(arrival.key, None)
                 self._entered.pop(arrival.key, None)
         for entry in os.scandir(self.uploads):
-            if entry.name not in self._entered:
+            if Path(entry.path, _LEAVES).exists():
+                if entry.name not in running:
+                    self.remove(entry.name)
+            elif entry.name not in self._entered:
                 for study in Path(entry.path).glob(f"{_STUDY}*"):
                     self._enter(entry.name, study, "upload", entry.stat().st_mtime)
 
@@ -205,11 +221,19 @@ class Desk:
                 case = _with_row(case, rows.get(arrival.key))
             cases[case.id] = case
         for entry in os.scandir(self.uploads):
-            case = _with_row(self._uploaded(Path(entry.path)), rows.get(entry.name))
-            cases[case.id] = case
+            with suppress(FileNotFoundError):
+                case = _with_row(self._uploaded(Path(entry.path)), rows.get(entry.name))
+                cases[case.id] = case
         self._cases = cases
 
     def _uploaded(self, folder: Path) -> Case:
+        """An upload as it waits.
+
+        Raises:
+            FileNotFoundError: it is gone, or about to be.
+        """
+        if (folder / _LEAVES).exists():
+            raise FileNotFoundError
         owner = (folder / _OWNER).read_text(encoding="utf-8")
         return Case(folder.name, "upload", "queued", folder.stat().st_mtime, owner)
 
@@ -225,8 +249,10 @@ class Desk:
 
     def remove(self, identifier: str) -> None:
         """Forget a study, with all that is kept of it; only for the thread of `step`."""
-        for place in (self.spool.inbox, self.uploads, self.results):
-            shutil.rmtree(place / identifier, ignore_errors=True)
+        # Results first: a study that is there no more would leave nobody to remove them.
+        for place in (self.results, self.spool.inbox, self.uploads):
+            with self.spool.temporary() as gone, suppress(FileNotFoundError):
+                os.rename(place / identifier, gone)
         for mark in self.spool.open.glob(f"{identifier}-*"):
             with suppress(FileNotFoundError):
                 mark.unlink()
@@ -248,6 +274,7 @@ def _with_row(case: Case, row: Row | None) -> Case:
         lesions=row.lesions,
         burden=row.burden,
         seconds=row.seconds,
+        files=tuple(row.outputs) if row.state == "done" else (),
     )
 
 
