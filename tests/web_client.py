@@ -89,7 +89,7 @@ def zipped(**files: bytes) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         for name, content in files.items():
-            archive.writestr(name, content)
+            archive.writestr(zipfile.ZipInfo(name), content)
     return stream.getvalue()
 
 
@@ -126,22 +126,23 @@ def running(tmp_path: Path, **settings: Any) -> Iterator[Served]:
     settings = {"quiet_s": 0.5, **settings, "web": {"port": 0, **settings.get("web", {})}}
     (folder / "serve.yaml").write_text(yaml.safe_dump(settings))
     path = os.pathsep.join([str(batch_engine.HERE), str(batch_engine.SOURCE)])
-    process = subprocess.Popen(
-        [sys.executable, "-c", "import web_client; web_client.main()", str(folder), str(notes)],
-        stdout=subprocess.DEVNULL,
-        stderr=(tmp_path / "said.txt").open("a"),
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-        start_new_session=True,
-    )
-    known = len((tmp_path / "said.txt").read_text())
+    with (tmp_path / "said.txt").open("a+") as said:
+        known = said.tell()
+        process = subprocess.Popen(
+            [sys.executable, "-c", "import web_client; web_client.main()", str(folder), str(notes)],
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,
+        )
     try:
         end = time.monotonic() + 300
-        while not (found := re.search(r"http://\S+", said := _said(tmp_path)[known:])):
-            assert process.poll() is None, said
+        while not (found := re.search(r"http://\S+", told := _said(tmp_path)[known:])):
+            assert process.poll() is None, told
             assert time.monotonic() < end
             time.sleep(0.1)
-        yield Served(folder, _url(found[0]), [said], process=process)
+        yield Served(folder, _url(found[0]), [told], process=process)
     finally:
         kill(process)
 
@@ -197,9 +198,11 @@ def status_of(answer: bytes) -> int | None:
 
 
 def request(
-    method: str, target: str, headers: Mapping[str, str] | None = None, who: str = "ann"
+    method: str, target: str, headers: Mapping[str, str | None] | None = None, body: bytes = b""
 ) -> bytes:
-    """A request without a body, as it is sent."""
-    said = {"Host": "127.0.0.1", "Authorization": f"Bearer {TOKENS[who]}", **(headers or {})}
-    lines = [f"{method} {target} HTTP/1.1", *(f"{k}: {v}" for k, v in said.items() if v)]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+    """A request of ann's as it is sent; a header that is None is left out."""
+    said = {"Host": "127.0.0.1", "Authorization": f"Bearer {TOKENS['ann']}"}
+    if body:
+        said["Content-Length"] = str(len(body))
+    lines = [f"{k}: {v}" for k, v in {**said, **(headers or {})}.items() if v is not None]
+    return "\r\n".join([f"{method} {target} HTTP/1.1", *lines, "", ""]).encode("latin-1") + body

@@ -1,4 +1,4 @@
-"""Requests that no honest client sends, each to be refused: kinds and their variants, as raw bytes."""
+"""Requests that no honest client sends, each to be refused: kinds and variants, as raw bytes."""
 
 from __future__ import annotations
 

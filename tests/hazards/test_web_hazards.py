@@ -277,11 +277,13 @@ def test_closed_form_WE09_the_address_with_most_connections_gives_way(monkeypatc
     monkeypatch.setattr(connections, "MAX_CONNECTIONS", 4)
     gone = []
 
-    def one(address: str, since: float | None) -> SimpleNamespace:
-        transport = SimpleNamespace(
+    def one(address: str, since: float | None) -> connections.Connection:
+        made = connections.Connection.__new__(connections.Connection)
+        made.client, made.waits_since = (address, 1), since
+        made.transport = SimpleNamespace(
             is_closing=lambda: False, abort=lambda: gone.append((address, since))
         )
-        return SimpleNamespace(address=address, waits_since=since, transport=transport)
+        return made
 
     made = [one("b", 0.0), *(one("a", since) for since in (None, 3.0, 2.0, 1.0)), one("c", 9.0)]
     connections.make_room(made)

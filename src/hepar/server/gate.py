@@ -25,7 +25,7 @@ from hepar.server.tokens import Tokens
 
 LOG = logging.getLogger(__name__)
 OPEN = frozenset({"/health", "/style.css"})
-_MAX_TARGET = 2048
+_MAX_TARGET, _MAX_HEADERS, _MAX_HEAD = 2048, 100, 16 * 1024
 _SAFE = frozenset({"GET", "HEAD"})
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _HEADERS = {
@@ -138,6 +138,9 @@ class Gate:
         """Refuse what nobody may ask."""
         if len(scope["raw_path"]) + len(scope["query_string"]) > _MAX_TARGET:
             raise Refusal(414, "E_HTTP_REQUEST", "The address is too long.", "Shorten it.")
+        # The parser counts only what has not come whole yet.
+        if len(headers) > _MAX_HEADERS or sum(len(n) + len(v) for n, v in headers.raw) > _MAX_HEAD:
+            raise Refusal(431, "E_HTTP_REQUEST", "The headers are too long.", "Send fewer.")
         self._check_host(headers)
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise Refusal(
