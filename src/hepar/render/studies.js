@@ -62,8 +62,7 @@ function fail(shown, text) {
   shown.bar.remove();
   shown.button.textContent = "Dismiss";
   shown.button.onclick = () => shown.item.remove();
-  shown.button.style.gridColumn = "3";
-  shown.item.append(said);
+  shown.item.insertBefore(said, shown.button);
 }
 
 function next() {
