@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import re
 import signal
@@ -206,3 +207,39 @@ def request(
         said["Content-Length"] = str(len(body))
     lines = [f"{k}: {v}" for k, v in {**said, **(headers or {})}.items() if v is not None]
     return "\r\n".join([f"{method} {target} HTTP/1.1", *lines, "", ""]).encode("latin-1") + body
+
+
+class Health:
+    """How long /health takes meanwhile, seconds, as another process sees it."""
+
+    script = """
+import http.client, json, sys, threading, time
+times, stop = [], threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+while not stop.is_set():
+    begun = time.perf_counter()
+    connection = http.client.HTTPConnection(sys.argv[1], timeout=60)
+    connection.request("GET", "/health")
+    assert connection.getresponse().status == 200
+    connection.close()
+    times.append(time.perf_counter() - begun)
+    time.sleep(0.05)
+print(json.dumps(times))
+"""
+
+    def __init__(self, server: Served) -> None:
+        self.host, self.seen = server.url.removeprefix("http://"), list[float]()
+
+    def __enter__(self) -> list[float]:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self.script, self.host],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self.seen
+
+    def __exit__(self, *raised: object) -> None:
+        said, _ = self.process.communicate(timeout=120)
+        if raised[0] is None:
+            self.seen += json.loads(said)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import socket
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -18,11 +15,12 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from canary_study import write_study
 from hostile_requests import hostile
 
 import hepar.server.spool
 from hepar.server import connections, uploads
-from web_client import Served, asked, kill, request, running, served, status_of, zipped
+from web_client import Health, Served, asked, kill, request, running, served, status_of, zipped
 
 MB = 10**6
 
@@ -171,7 +169,7 @@ def test_property_WE06_sixteen_uploads_of_60_mb(tmp_path):
                     time.sleep(1)
 
         threads = [threading.Thread(target=send, args=(number,)) for number in range(many)]
-        with _health(server) as seen:
+        with Health(server) as seen:
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -239,6 +237,37 @@ def test_property_WE08_an_upload_that_falls_silent_frees_its_place(tmp_path, mon
         assert server.left() == set()
 
 
+def test_property_DN06_a_stow_request_that_breaks_off_leaves_its_study_incomplete(tmp_path):
+    files = [file.read_bytes() for file in write_study(tmp_path / "study")[:4]]
+    parts = [b"--x\r\nContent-Type: application/dicom\r\n\r\n" + f + b"\r\n" for f in files]
+    said = {"Content-Type": 'multipart/related; type="application/dicom"; boundary=x'}
+    whole = b"".join([*parts, b"--x--"])
+
+    def state(server: Served, client: httpx.Client, wanted: str) -> None:
+        end = time.monotonic() + 60
+        while [s["state"] for s in client.get("/studies").json()["studies"]] != [wanted]:
+            assert time.monotonic() < end
+            server.desk.step()
+
+    with served(tmp_path) as server, server.client("ben") as ben:
+        with socket.create_connection(server.address) as half:
+            half.sendall(request("POST", "/dicom-web/studies", said, whole)[: -len(parts[-1])])
+            state(server, ben, "arriving")
+        state(server, ben, "incomplete")
+        unfinished = b"".join(parts)
+        assert ben.post("/dicom-web/studies", content=unfinished, headers=said).status_code == 400
+        state(server, ben, "incomplete")
+        answer = ben.post("/dicom-web/studies/9.9", content=whole, headers=said)
+        assert answer.status_code == 409
+        state(server, ben, "incomplete")
+        answer = ben.post("/dicom-web/studies", content=whole, headers=said)
+        assert (answer.status_code, len(answer.json()["00081199"]["Value"])) == (200, 4)
+        assert answer.headers["content-type"] == "application/dicom+json"
+        state(server, ben, "done")
+        (study,) = (server.folder / "inbox").iterdir()
+        assert sorted(path.read_bytes() for path in study.iterdir()) == sorted(files)
+
+
 def _slow(server: Served, count: int, stack: ExitStack) -> list[socket.socket]:
     """Connections that say nothing, or begin a head and do not end it."""
     opened = []
@@ -292,7 +321,7 @@ def test_closed_form_WE09_the_address_with_most_connections_gives_way(monkeypatc
 
 @pytest.mark.full
 def test_property_WE09_health_beside_200_slow_connections(tmp_path):
-    with running(tmp_path) as server, ExitStack() as stack, _health(server) as seen:
+    with running(tmp_path) as server, ExitStack() as stack, Health(server) as seen:
         end = time.monotonic() + 20
         opened = _slow(server, 200, stack)
         while time.monotonic() < end:
@@ -305,42 +334,6 @@ def test_property_WE09_health_beside_200_slow_connections(tmp_path):
     times = sorted(seen)
     print(f"WE09: /health {len(times)} times, p95 {1000 * times[int(0.95 * len(times))]:.0f} ms")
     assert len(times) > 20
-
-
-class _health:  # noqa: N801
-    """How long /health takes meanwhile, seconds, as another process sees it."""
-
-    script = """
-import http.client, json, sys, threading, time
-times, stop = [], threading.Event()
-threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
-while not stop.is_set():
-    begun = time.perf_counter()
-    connection = http.client.HTTPConnection(sys.argv[1], timeout=60)
-    connection.request("GET", "/health")
-    assert connection.getresponse().status == 200
-    connection.close()
-    times.append(time.perf_counter() - begun)
-    time.sleep(0.05)
-print(json.dumps(times))
-"""
-
-    def __init__(self, server: Served) -> None:
-        self.host, self.seen = server.url.removeprefix("http://"), list[float]()
-
-    def __enter__(self) -> list[float]:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", self.script, self.host],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self.seen
-
-    def __exit__(self, *raised: object) -> None:
-        said, _ = self.process.communicate(timeout=120)
-        if raised[0] is None:
-            self.seen += json.loads(said)
 
 
 def test_property_WE11_a_disk_without_room_is_found_out_first(tmp_path, monkeypatch):
