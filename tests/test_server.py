@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
+from rich.console import Console
 
 from batch_engine import engine
+from hepar.console import Steps
 from hepar.errors import UsageError
 from hepar.server.extra import needed
 from hepar.server.serve import _alone, run_server
@@ -41,3 +46,19 @@ def test_closed_form_a_package_that_is_missing_is_named_with_its_remedy():
 def test_closed_form_two_servers_do_not_share_a_folder(tmp_path):
     with _alone(tmp_path), pytest.raises(UsageError, match="Another hepar serve"):
         run_server(tmp_path, engine(tmp_path / "notes"))
+
+
+def test_closed_form_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "hepar.server.web", None)
+    with pytest.raises(UsageError, match="not installed") as refusal:
+        run_server(tmp_path / "server", engine(tmp_path / "notes"))
+    assert refusal.value.code == "E_SERVE_PACKAGES"
+    assert "hepar[serve]" in refusal.value.remedy
+    assert not (tmp_path / "server").exists()
+
+
+def test_closed_form_a_long_address_is_told_in_one_piece():
+    said = io.StringIO()
+    address = f"http://127.0.0.1:8765/?token={'a' * 128}"
+    Steps(Console(file=said, width=80)).tell(f"Open {address}")
+    assert address in said.getvalue()

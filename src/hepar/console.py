@@ -55,9 +55,9 @@ class Steps:
             self._status.update(f"{text} [dim]({total:.0f} s so far)[/dim]")
 
     def tell(self, line: str) -> None:
-        """Print a line at once, beside the steps."""
+        """Print a line at once, beside the steps; it is not broken, as it may be an address."""
         if self._console is not None:
-            self._console.print(escape(line))
+            self._console.print(escape(line), soft_wrap=True)
 
     def finish(self) -> None:
         """Print the step that ends."""

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
@@ -20,6 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hepar.pipeline
+from hepar.errors import InputRefused
+from hepar.io.archive import unpack
 from hepar.io.atomic import private_folder, sweep_private
 from hepar.io.nifti import write_nifti
 from hepar.io.phase_words import phase_of_path
@@ -313,3 +316,26 @@ def test_property_PR05_an_archive_leaves_nothing_behind(tmp_path, monkeypatch):
     gzip_of_nothing.write_bytes(gzip.compress(bytes(2048)))
     assert run(tmp_path / "o", "inspect", gzip_of_nothing).code == 10
     assert list(private.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["twice", "outside", "checksum", "header", "long", "link"])
+def test_property_PR01_members_of_archives_are_not_named(tmp_path, kind):
+    name = """CANARY^ZZTOP's "19010203".dcm"""
+    members = {"twice": [name, name.lower()], "outside": [f"../{name}"], "long": [name * 20]}
+    archive = tmp_path / ("a.tar" if kind == "link" else "a.zip")
+    if kind == "link":
+        with tarfile.open(archive, "w") as opened:
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, name
+            opened.addfile(link)
+    else:
+        with zipfile.ZipFile(archive, "w") as opened:
+            for member in members.get(kind, [name]):
+                opened.writestr(member, b"voxels")
+        place = {"checksum": (b"voxels", b"voxelz"), "header": (b"ZZTOP", b"ZZTOQ")}.get(kind)
+        if place is not None:
+            archive.write_bytes(archive.read_bytes().replace(*place, 1))
+    with pytest.raises(InputRefused) as refusal:
+        unpack(archive, tmp_path / "out")
+    said = str(refusal.value).lower()
+    assert [canary for canary in CANARIES if canary.lower() in said] == []

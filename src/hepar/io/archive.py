@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import lzma
+import re
 import sys
 import tarfile
 import zipfile
@@ -19,11 +20,12 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from hepar.errors import ResourceExhausted
+from hepar.errors import InputRefused, ResourceExhausted
 from hepar.io.refusal import refuse
 
 _CHUNK = 2**20
 _LOCAL_HEADER_BYTES = 30
+_QUOTED = re.compile(r"""b?(['"])(?:\\.|(?!\1).)*\1""")
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
@@ -83,12 +85,12 @@ def unpack(
         for count, (name, size, stream) in enumerate(members, start=1):
             if count > caps.entries:
                 raise refuse("E_ARCHIVE", f"{archive.name} holds more than {caps.entries} entries.")
-            place = _safe(name, archive.name)
+            place = _safe(name, f"{archive.name} holds member {count}")
             if stream is not None:
                 # On a disk that ignores case one would silently replace the other.
                 folded = place.as_posix().casefold()
                 if folded in names:
-                    raise refuse("E_ARCHIVE", f"{archive.name} holds one file twice: {name!r}.")
+                    raise refuse("E_ARCHIVE", f"{archive.name} holds member {count} twice.")
                 names.add(folded)
             if stream is None or not wanted(place):
                 total += size
@@ -110,7 +112,7 @@ def unpack(
 def _zip(archive: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
     with zipfile.ZipFile(archive) as opened:
         _refuse_overlaps(opened, archive.name)
-        for info in opened.infolist():
+        for count, info in enumerate(opened.infolist(), start=1):
             # zipfile ends a name at the first NUL, whatever comes after it.
             name = info.orig_filename
             if info.is_dir():
@@ -119,7 +121,7 @@ def _zip(archive: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
             # The upper half of the attributes is the Unix mode; 0 where another system packed it.
             kind = (info.external_attr >> 16) & 0o170000
             if kind not in (0, 0o100000):
-                raise refuse("E_ARCHIVE", f"{archive.name} holds {name}, no plain file.")
+                raise refuse("E_ARCHIVE", f"{archive.name} holds member {count}, no plain file.")
             # So that everything is inflated and counted, not only as much as was declared.
             declared, info.file_size = info.file_size, sys.maxsize
             with opened.open(info) as stream:
@@ -137,20 +139,20 @@ def _refuse_overlaps(opened: zipfile.ZipFile, name: str) -> None:
 def _tar(archive: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
     # Opened as a stream, so that a long list of members is never built before it is capped.
     with tarfile.open(archive, "r|*") as opened:
-        for entry in opened:
+        for count, entry in enumerate(opened, start=1):
             if entry.isdir():
                 yield entry.name, 0, None
             elif entry.isreg():
                 yield entry.name, entry.size, opened.extractfile(entry)
             else:
-                raise refuse("E_ARCHIVE", f"{archive.name} holds {entry.name}, no plain file.")
+                raise refuse("E_ARCHIVE", f"{archive.name} holds member {count}, no plain file.")
 
 
-def _safe(name: str, archive: str) -> PurePosixPath:
-    """A member's path, if it stays inside."""
+def _safe(name: str, told: str) -> PurePosixPath:
+    """A member's path, if it stays inside; members are told by number, since names name people."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in name or "\0" in name:
-        raise refuse("E_ARCHIVE", f"{archive} holds {name!r}, which leaves its folder.")
+        raise refuse("E_ARCHIVE", f"{told}, which leaves its folder.")
     return path
 
 
@@ -171,7 +173,7 @@ def _typed(name: str) -> Iterator[None]:
     except OSError as error:
         # bz2 gives no number for a damaged stream; other numbers are about places in the archive.
         if error.errno not in _OF_THE_DISK:
-            raise refuse("E_CORRUPT", f"{name} cannot be unpacked: {error}.") from error
+            raise _corrupt(name, error) from error
         raise ResourceExhausted(
             "E_OUTPUT_WRITE",
             "read",
@@ -192,4 +194,9 @@ def _typed(name: str) -> Iterator[None]:
         AttributeError,
         LookupError,
     ) as error:
-        raise refuse("E_CORRUPT", f"{name} cannot be unpacked: {error}.") from error
+        raise _corrupt(name, error) from error
+
+
+def _corrupt(name: str, error: Exception) -> InputRefused:
+    why = _QUOTED.sub("a member", str(error))
+    return refuse("E_CORRUPT", f"{name} cannot be unpacked: {why}.")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -34,6 +33,7 @@ _Delivery = tuple[float | None, Delivered, str | None]
 _UNSAID: _Delivery = (None, "none", None)
 _OWNER = "owner"
 _STUDY = "study"
+_LEAVES = "leaves"
 _SWEEP_S = 3600.0
 _DAY_S = 86400.0
 
@@ -56,6 +56,7 @@ class Case:
         delivered: whether its SEG and SR are at their receiver: `none`, there is nothing to
             deliver; `waiting`; `sent`; `failed`, and tried again later.
         delivery: what went wrong there, in words.
+        files: of its results, relative to their folder.
     """
 
     id: str
@@ -71,10 +72,11 @@ class Case:
     seconds: float | None = None
     delivered: Delivered = "none"
     delivery: str | None = None
+    files: tuple[str, ...] = ()
 
 
 class Desk:
-    """The studies of a server. `step` is for one thread; any may ask and `accept`.
+    """The studies of a server. `step` is for one thread; any may ask, `accept` and `dismiss`.
 
     Args:
         folder: of the server.
@@ -142,8 +144,9 @@ class Desk:
     def case(self, identifier: str) -> Case | None:
         """One study; None where there is none of this id."""
         found = self._cases.get(identifier)
-        if found is None and _is_id(identifier) and (self.uploads / identifier).is_dir():
-            return self._uploaded(self.uploads / identifier)  # since the last step
+        if found is None and _is_id(identifier):
+            with suppress(FileNotFoundError):
+                return self._uploaded(self.uploads / identifier)  # since the last step
         return found
 
     def result(self, identifier: str) -> Path | None:
@@ -171,7 +174,10 @@ class Desk:
         identifier = secrets.token_hex(16)
         with self.spool.temporary() as folder:
             folder.mkdir(mode=0o700)
-            (folder / _OWNER).write_text(owner, encoding="utf-8")
+            with (folder / _OWNER).open("w", encoding="utf-8") as stream:
+                stream.write(owner)
+                stream.flush()
+                os.fsync(stream.fileno())
             os.rename(file, folder / f"{_STUDY}{suffix}")
             sync_folder(folder)
             os.rename(folder, self.uploads / identifier)
@@ -181,6 +187,13 @@ class Desk:
     def note_delivery(self, case: Case, delivered: Delivered, message: str | None = None) -> None:
         """What became of a result on its way to its receiver."""
         self._deliveries[case.id] = case.changed, delivered, message
+
+    def dismiss(self, identifier: str) -> None:
+        """Remove an upload when no worker is at it, with all that is kept of it."""
+        with suppress(FileNotFoundError):
+            (self.uploads / identifier / _LEAVES).touch(mode=0o600)
+            sync_folder(self.uploads / identifier)
+        self._cases = {key: case for key, case in self._cases.items() if key != identifier}
 
     def _look(self) -> None:
         """Enter what is complete, and take back what is no longer."""
@@ -194,7 +207,10 @@ class Desk:
                 self._jobs.pop(arrival.key, None)
                 self._entered.pop(arrival.key, None)
         for entry in os.scandir(self.uploads):
-            if entry.name not in self._entered:
+            if Path(entry.path, _LEAVES).exists():
+                if entry.name not in running:
+                    self.remove(entry.name)
+            elif entry.name not in self._entered:
                 for study in Path(entry.path).glob(f"{_STUDY}*"):
                     self._enter(entry.name, study, "upload", entry.stat().st_mtime)
 
@@ -218,8 +234,9 @@ class Desk:
                 case = self._with_delivery(_with_row(case, rows.get(arrival.key)))
             cases[case.id] = case
         for entry in os.scandir(self.uploads):
-            case = _with_row(self._uploaded(Path(entry.path)), rows.get(entry.name))
-            cases[case.id] = case
+            with suppress(FileNotFoundError):
+                case = _with_row(self._uploaded(Path(entry.path)), rows.get(entry.name))
+                cases[case.id] = case
         self._cases = cases
 
     def _with_delivery(self, case: Case) -> Case:
@@ -231,6 +248,13 @@ class Desk:
         return replace(case, delivered=delivered, delivery=message)
 
     def _uploaded(self, folder: Path) -> Case:
+        """An upload as it waits.
+
+        Raises:
+            FileNotFoundError: it is gone, or about to be.
+        """
+        if (folder / _LEAVES).exists():
+            raise FileNotFoundError
         owner = (folder / _OWNER).read_text(encoding="utf-8")
         return Case(folder.name, "upload", "queued", folder.stat().st_mtime, owner)
 
@@ -246,8 +270,10 @@ class Desk:
 
     def remove(self, identifier: str) -> None:
         """Forget a study, with all that is kept of it; only for the thread of `step`."""
-        for place in (self.spool.inbox, self.uploads, self.results):
-            shutil.rmtree(place / identifier, ignore_errors=True)
+        # Results first: a study that is there no more would leave nobody to remove them.
+        for place in (self.results, self.spool.inbox, self.uploads):
+            with self.spool.temporary() as gone, suppress(FileNotFoundError):
+                os.rename(place / identifier, gone)
         for mark in self.spool.open.glob(f"{identifier}-*"):
             with suppress(FileNotFoundError):
                 mark.unlink()
@@ -270,6 +296,7 @@ def _with_row(case: Case, row: Row | None) -> Case:
         lesions=row.lesions,
         burden=row.burden,
         seconds=row.seconds,
+        files=tuple(row.outputs) if row.state == "done" else (),
     )
 
 

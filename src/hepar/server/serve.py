@@ -35,10 +35,20 @@ def run_server(
         progress: told where it listens, and of each study that ends.
 
     Raises:
-        UsageError: `E_SERVE_SETTINGS`, `E_YAML`; `E_SERVE_RUNNING`, another process serves it.
+        UsageError: `E_SERVE_SETTINGS`, `E_YAML`; `E_SERVE_RUNNING`, another process serves it;
+            `E_SERVE_PACKAGES`, one is missing; `E_SERVE_TOKENS`, `E_SERVE_ADDRESS`.
         ModelIntegrityError: the model cannot be used.
         ResourceExhausted: `E_OUTPUT_WRITE`; `E_WORKER_DIED`, no worker can be started.
     """
+    try:
+        from hepar.server.web import open_web
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "E_SERVE_PACKAGES",
+            "serve",
+            f"The package {error.name} is not installed.",
+            'pip install "hepar[serve]"',
+        ) from None
     folder = folder.absolute()
     settings = read_settings(folder)
     check_writable(folder)
@@ -51,6 +61,7 @@ def run_server(
             doors.enter_context(fetching(settings, folder, desk))
         if settings.results_to is not None:
             doors.enter_context(delivering(settings, folder, desk, progress))
+        doors.enter_context(open_web(folder, desk, settings.web, progress))
         while not stop():
             desk.step()
 

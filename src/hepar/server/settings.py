@@ -26,12 +26,14 @@ class Web(_Strict):
     Attributes:
         host: address to listen at; only this machine by default.
         port: 0 for any free one.
+        names: by which browsers may call it, as `hepar.example.org`; its addresses always do.
         max_upload_mb: largest study that may be uploaded, MB.
         max_waiting: uploads that may arrive or wait at a time; more are asked to come again.
     """
 
     host: str = "127.0.0.1"
     port: Port = 8765
+    names: tuple[str, ...] = ()
     max_upload_mb: Annotated[int, Field(gt=0)] = 4000
     max_waiting: Annotated[int, Field(gt=0)] = 16
 

@@ -65,7 +65,7 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self.inbox, self.open = folder / "inbox", folder / "open"
         self.incoming = folder / "incoming"
-        with _typed():
+        with on_the_disk():
             shutil.rmtree(self.incoming, ignore_errors=True)
             for place in (self.inbox, self.open, self.incoming):
                 place.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ class Spool:
         """
         folder = self.inbox / key_of(study_uid)
         place = folder / image_name(instance_uid)
-        with _typed(), self.temporary() as temporary:
+        with on_the_disk(), self.temporary() as temporary:
             with temporary.open("xb") as stream:
                 stream.writelines(parts)
                 stream.flush()
@@ -117,7 +117,7 @@ class Spool:
             sender: as in `begin`; where this process dies, until it has sent all of it again.
         """
         folder = self.inbox / key_of(study_uid)
-        with _typed():
+        with on_the_disk():
             paths = sorted(images.iterdir())
             for path in paths:
                 with path.open("rb") as stream:
@@ -158,7 +158,7 @@ class Spool:
             study_uid: StudyInstanceUID.
             sender: of letters and digits, unique.
         """
-        with _typed():
+        with on_the_disk():
             (self.open / f"{key_of(study_uid)}-{sender}").touch(mode=0o600)
 
     def end(self, study_uid: str, sender: str) -> None:
@@ -167,7 +167,7 @@ class Spool:
         What senders owed that broke off at it before is taken to be here now.
         """
         key = key_of(study_uid)
-        with _typed():
+        with on_the_disk():
             for path in self.open.glob(f"{key}-*"):
                 if path.name == f"{key}-{sender}" or path.suffix == _LOST:
                     path.unlink(missing_ok=True)
@@ -221,7 +221,7 @@ def check_room(folder: Path, wanted: int = 0) -> None:
     Raises:
         ResourceExhausted: `E_OUTPUT_WRITE`.
     """
-    with _typed():
+    with on_the_disk():
         free = shutil.disk_usage(folder).free
         if free < wanted + MIN_FREE_BYTES:
             raise OSError(errno.ENOSPC, f"only {free / 2**20:.0f} MiB of the disk are free")
@@ -247,7 +247,12 @@ def _same(one: Path, other: Path) -> bool:
 
 
 @contextmanager
-def _typed() -> Iterator[None]:
+def on_the_disk() -> Iterator[None]:
+    """Say of what cannot be written what it means.
+
+    Raises:
+        ResourceExhausted: `E_OUTPUT_WRITE`.
+    """
     try:
         yield
     except OSError as error:
