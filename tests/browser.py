@@ -60,18 +60,33 @@ class Tab:
         raise AssertionError("the browser has gone")
 
     def open(self, url: str, size: tuple[int, int] = (1280, 800), scheme: str = "light") -> None:
-        """Go to a page and wait until it says that it is ready."""
+        """Go to a viewer and wait until it says that it is ready."""
+        self.visit(url, size, scheme)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until the viewer says that it is ready."""
+        self.wait("['ready', 'failed'].includes(document.body?.dataset.state)")
+        assert self.ask("document.body.dataset.state") == "ready", self.ask(
+            "document.body.innerText"
+        )
+
+    def visit(self, url: str, size: tuple[int, int] = (1280, 800), scheme: str = "light") -> None:
+        """Go to a page."""
         width, height = size
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **screen)
         dark = {"name": "prefers-color-scheme", "value": scheme}
         self.call("Emulation.setEmulatedMedia", features=[dark])
         self.call("Page.navigate", url=url)
-        state, until = None, time.monotonic() + _PATIENCE_S
-        while state not in ("ready", "failed") and time.monotonic() < until:
+        self.wait("document.readyState === 'complete'")
+
+    def wait(self, expression: str) -> None:
+        """Wait until an expression in the page is true."""
+        until = time.monotonic() + _PATIENCE_S
+        while not self.ask(expression):
+            assert time.monotonic() < until, self.ask("document.body.innerText.slice(0, 400)")
             time.sleep(0.2)
-            state = self.ask("document.body && document.body.dataset.state")
-        assert state == "ready", self.ask("document.body.innerText.slice(0, 400)")
 
     def ask(self, expression: str) -> Any:
         """The value of an expression in the page, or what it promises."""

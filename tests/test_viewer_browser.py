@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from browser import Tab, browser
-from hepar.render.viewer import SCRIPTS, viewer_shell
+from hepar.render.viewer import SCRIPTS
 from hepar.stages.report import write_report
 from hepar.study import Findings
 from liver_case import LESION_HU, SOURCE_SPACING_MM, liver_case
 from test_viewer import findings_of, tilted_case
+from web_client import served, zipped
 
 pytestmark = pytest.mark.full
 
 GREEN, ORANGE = (45, 212, 191), (255, 122, 26)
-# The strictest that a server may send: no inline script, nothing from elsewhere.
-POLICY = "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'unsafe-inline'; "
-POLICY += "img-src data: blob:"
 
 
 @dataclass(frozen=True)
@@ -184,42 +178,32 @@ def test_oracle_a_tilted_scan_keeps_its_places(tab, tmp_path):
         assert lesions.instances[z, y, x] == number
 
 
-class _Server(SimpleHTTPRequestHandler):
-    """Result files for whoever has the cookie, under a strict policy."""
-
-    def do_GET(self) -> None:
-        if self.path.startswith("/files/") and "token=open" not in self.headers.get("Cookie", ""):
-            self.send_error(403)
-            return
-        super().do_GET()
-
-    def end_headers(self) -> None:
-        self.send_header("Content-Security-Policy", POLICY)
-        if self.path == "/":
-            self.send_header("Set-Cookie", "token=open; HttpOnly; SameSite=Strict; Path=/")
-        super().end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def test_closed_form_a_server_shows_the_same(tab, opened, tmp_path):
-    shutil.copytree(opened.folder, tmp_path / "files")
-    for script in SCRIPTS:
-        shutil.copy(script, tmp_path)
-    urls = [f"/{script.name}" for script in SCRIPTS]
-    html = viewer_shell(opened.findings, "/files/viewer.html", urls, "/files/report.html")
-    (tmp_path / "index.html").write_text(html)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Server, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+def test_closed_form_the_web_door_shows_the_same(tab, opened, tmp_path):
+    with served(tmp_path) as server, server.client() as ann:
+        identifier = ann.post("/studies", content=zipped(a=b"1")).json()["id"]
+        place = tmp_path / "server" / "uploads" / identifier
+        (place / "study.zip").unlink()
+        (place / "study").mkdir()
+        (place / "study" / "order.txt").write_text(f"give {opened.folder}")
+        links = server.until(ann, identifier)["links"]
+        assert links["viewer"] == f"/studies/{identifier}/viewer"
+        assert ann.get("/studies/0/viewer").status_code == 404
         tab.complaints.clear()
-        tab.open(f"http://127.0.0.1:{server.server_port}/")
-        tab.click("tbody tr:nth-of-type(2)")
-        center = opened.findings.lesions[1].centroid_mm
-        assert np.abs(np.subtract(cross_hair(tab), center)).max() <= SOURCE_SPACING_MM[0] / 2 + 0.06
-        assert np.abs(np.subtract(said_hu(tab), list(LESION_HU[1].values()))).max() <= 1
-        assert [one for one in tab.complaints if "favicon" not in one] == []
-    finally:
-        server.shutdown()
-        server.server_close()
+        tab.visit(server.said[0].removeprefix("Open "))
+        tab.wait("document.title === 'hepar: studies'")
+        for way in ("viewer", "report"):
+            tab.visit(server.url)
+            tab.wait("document.title === 'hepar: studies'")
+            tab.click(f"a[href='{links[way]}']")
+            if way == "report":  # its link leads there too, out of a page that runs no script
+                tab.wait("document.querySelector('a[href=\"viewer.html\"]')")
+                tab.ask("document.querySelector('a[href=\"viewer.html\"]').scrollIntoView()")
+                tab.click("a[href='viewer.html']")
+            tab.wait("location.pathname.endsWith('/viewer')")
+            tab.settle()
+            tab.click("tbody tr:nth-of-type(2)")
+            center = opened.findings.lesions[1].centroid_mm
+            beside = np.abs(np.subtract(cross_hair(tab), center)).max()
+            assert beside <= SOURCE_SPACING_MM[0] / 2 + 0.06
+            assert np.abs(np.subtract(said_hu(tab), list(LESION_HU[1].values()))).max() <= 1
+        assert tab.complaints == []

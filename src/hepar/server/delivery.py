@@ -110,6 +110,10 @@ class Delivery:
         things = self._things(case)
         if things is None:
             return
+        if not things:
+            self._ended[case.id] = case.changed
+            self._desk.note_delivery(case, "failed", "the study's headers allow no DICOM output")
+            return
         there = self._there(case)
         owed = [thing for thing in things if key_of(thing.instance) not in there]
         failed = []

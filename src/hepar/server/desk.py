@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -24,6 +23,7 @@ from hepar.batch.job import Engine, Job, Key, loaded
 from hepar.batch.ledger import Ledger, Row
 from hepar.batch.studies import Entry, listing_sha256
 from hepar.io.atomic import sweep
+from hepar.render.viewer import SCRIPTS
 from hepar.server.settings import Settings
 from hepar.server.spool import Spool, sync_folder
 
@@ -82,7 +82,8 @@ class Desk:
         folder: of the server.
         spool: of the same folder.
         settings: of the server.
-        engine: how studies are segmented; DICOM output is made where `settings` asks for it.
+        engine: how studies are segmented, but for what `settings` say. SEG, SR and the viewer are
+            made wherever they can be.
         progress: told of each study that ends.
     """
 
@@ -98,25 +99,25 @@ class Desk:
         for place in (self.results, self.uploads):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.spool, self.settings = spool, settings
-        plain = replace(
+        self._engine = replace(
             engine,
+            captures=settings.captures,
             probabilities=settings.probabilities,
             interpolate_gaps=settings.interpolate_gaps,
+            dicom=None,  # where a study's headers allow it
+            viewer=SCRIPTS[0].is_file(),
         )
-        # What was uploaded in one file has no DICOM files to refer to.
-        self._engines = {"upload": replace(plain, dicom=False), "dicom": replace(plain, dicom=True)}
-        self.model_sha256 = loaded(self._engines["dicom"]).model_sha256
+        self.model_sha256 = loaded(self._engine).model_sha256
         self._ledger = Ledger(folder / "ledger.sqlite")
         self._jobs: dict[str, Job] = {}
         self._entered: dict[str, float] = {}
         self._cases: Mapping[str, Case] = {}
         self._deliveries: dict[str, _Delivery] = {}
         self._swept = -_SWEEP_S
-        self._lock = threading.Lock()
         self._crew = Crew(
             self._ledger,
             self._jobs,
-            self._engines["dicom"],
+            self._engine,
             settings.workers,
             settings.timeout_s,
             progress,
@@ -202,7 +203,7 @@ class Desk:
             if arrival.key in running or self._entered.get(arrival.key) == arrival.changed:
                 continue
             if arrival.settled(self.settings.quiet_s):
-                self._enter(arrival.key, arrival.folder, "dicom", arrival.changed)
+                self._enter(arrival.key, arrival.folder, arrival.changed)
             else:
                 self._jobs.pop(arrival.key, None)
                 self._entered.pop(arrival.key, None)
@@ -212,13 +213,12 @@ class Desk:
                     self.remove(entry.name)
             elif entry.name not in self._entered:
                 for study in Path(entry.path).glob(f"{_STUDY}*"):
-                    self._enter(entry.name, study, "upload", entry.stat().st_mtime)
+                    self._enter(entry.name, study, entry.stat().st_mtime)
 
-    def _enter(self, identifier: str, source: Path, door: str, changed: float) -> None:
-        engine = self._engines[door]
+    def _enter(self, identifier: str, source: Path, changed: float) -> None:
         entry = Entry(identifier, identifier.encode(), source)
-        key = Key(listing_sha256(entry), engine.settings_sha256(), self.model_sha256)
-        job = Job(identifier, identifier, self.results, source, (), entry.origin, key, engine)
+        key = Key(listing_sha256(entry), self._engine.settings_sha256(), self.model_sha256)
+        job = Job(identifier, identifier, self.results, source, (), entry.origin, key, self._engine)
         enter(job, self._ledger)
         self._jobs[identifier] = job
         self._entered[identifier] = changed

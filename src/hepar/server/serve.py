@@ -16,6 +16,7 @@ from hepar.io.atomic import check_writable
 from hepar.server.archive import fetching
 from hepar.server.delivery import delivering
 from hepar.server.desk import Desk
+from hepar.server.extra import needed
 from hepar.server.settings import read_settings
 from hepar.server.spool import Spool
 from hepar.train.interrupt import StopRequest
@@ -40,15 +41,7 @@ def run_server(
         ModelIntegrityError: the model cannot be used.
         ResourceExhausted: `E_OUTPUT_WRITE`; `E_WORKER_DIED`, no worker can be started.
     """
-    try:
-        from hepar.server.web import open_web
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            "E_SERVE_PACKAGES",
-            "serve",
-            f"The package {error.name} is not installed.",
-            'pip install "hepar[serve]"',
-        ) from None
+    open_web = needed("hepar.server.web").open_web
     folder = folder.absolute()
     settings = read_settings(folder)
     check_writable(folder)

@@ -110,7 +110,7 @@ class Settings(_Strict):
         timeout_s: a study that takes longer is stopped, seconds.
         keep_days: studies and results are removed after so many days; None to keep them. More than
             a day longer than studies of `pacs.days` are fetched.
-        probabilities, interpolate_gaps: as the flags of `hepar segment`.
+        captures, probabilities, interpolate_gaps: as the flags of `hepar segment`.
     """
 
     web: Web = Web()
@@ -121,6 +121,7 @@ class Settings(_Strict):
     workers: Annotated[int, Field(gt=0)] = 1
     timeout_s: Annotated[float, Field(gt=0)] = 3600.0
     keep_days: Annotated[float, Field(gt=0)] | None = 30.0
+    captures: bool = False
     probabilities: bool = False
     interpolate_gaps: bool = False
 

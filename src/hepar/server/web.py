@@ -18,17 +18,31 @@ from pathlib import Path
 import uvicorn
 from anyio.to_thread import run_sync
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import (
+    FileResponse,
+    HTMLResponse,
+    JSONResponse,
+    RedirectResponse,
+    Response,
+)
 from starlette.routing import Route, Router
 
 from hepar.batch.job import RECORD, read_record
 from hepar.errors import UsageError
+from hepar.render.viewer import NAME as VIEWER
 from hepar.server import stow
 from hepar.server.connections import MAX_HEAD_BYTES, Connection
 from hepar.server.desk import Case, Desk
 from hepar.server.gate import Gate, not_found, page
 from hepar.server.settings import Web
-from hepar.server.study_page import document, script, studies_page, style
+from hepar.server.study_page import (
+    VIEWER_SCRIPTS,
+    document,
+    script,
+    studies_page,
+    style,
+    viewer,
+)
 from hepar.server.tokens import read_tokens
 from hepar.server.uploads import Uploads
 
@@ -45,7 +59,11 @@ _KINDS = {
 # A report holds its pictures and its style itself, and no script.
 _REPORT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox allow-same-origin"
+)
+_VIEWER_POLICY = (
+    "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
@@ -135,11 +153,13 @@ class _Door:
                 Route("/", self.front, methods=["GET"]),
                 Route("/style.css", self.style, methods=["GET"]),
                 Route("/studies.js", self.script, methods=["GET"]),
+                Route("/{name}.js", self.viewer_script, methods=["GET"]),
                 Route("/health", self.health, methods=["GET"]),
                 Route("/studies", self.list_all, methods=["GET"]),
                 Route("/studies", self.upload, methods=["POST"]),
                 Route("/studies/{id}", self.tell, methods=["GET"]),
                 Route("/studies/{id}", self.dismiss, methods=["DELETE"]),
+                Route("/studies/{id}/viewer", self.viewer, methods=["GET"]),
                 Route("/studies/{id}/files/{name:path}", self.file, methods=["GET"]),
                 Route("/dicom-web/studies", self.store, methods=["POST"]),
                 Route("/dicom-web/studies/{uid}", self.store, methods=["POST"]),
@@ -159,6 +179,22 @@ class _Door:
     async def script(self, request: Request) -> Response:
         """The script of the page."""
         return Response(script(), media_type="text/javascript")
+
+    async def viewer_script(self, request: Request) -> Response:
+        """A script of the viewer."""
+        path = VIEWER_SCRIPTS.get(f"{request.path_params['name']}.js")
+        if path is None or not path.is_file():
+            raise not_found()
+        return FileResponse(path, media_type="text/javascript")
+
+    async def viewer(self, request: Request) -> Response:
+        """The images of a study with what was found, slice by slice."""
+        case = self._case(request)
+        place = self.desk.result(case.id)
+        if place is None or VIEWER not in case.files:
+            raise not_found()
+        html = await run_sync(viewer, case, place)
+        return HTMLResponse(html, headers={"Content-Security-Policy": _VIEWER_POLICY})
 
     async def health(self, request: Request) -> Response:
         """That the door is open, and nothing else."""
@@ -189,6 +225,8 @@ class _Door:
     async def file(self, request: Request) -> Response:
         """A file of a result, if the result's own record names it."""
         case, name = self._case(request), request.path_params["name"]
+        if name == VIEWER and request.headers.get("sec-fetch-dest") == "document":
+            return RedirectResponse(f"/studies/{case.id}/viewer", 303)  # its scripts are inline
         place = self.desk.result(case.id)
         record = None if place is None else await run_sync(read_record, place)
         if place is None or record is None or name not in (*record["files"], RECORD):
