@@ -14,6 +14,7 @@ from hepar.batch.job import Engine
 from hepar.errors import UsageError
 from hepar.io.atomic import check_writable
 from hepar.server.desk import Desk
+from hepar.server.node import listening
 from hepar.server.settings import read_settings
 from hepar.server.spool import Spool
 from hepar.train.interrupt import StopRequest
@@ -43,6 +44,8 @@ def run_server(
     with _alone(folder), StopRequest() as stop, ExitStack() as doors:
         spool = Spool(folder)
         spool.forsake()
+        if settings.node is not None:
+            doors.enter_context(listening(settings.node, spool, progress))
         desk = Desk(folder, spool, settings, engine or Engine(), progress)
         doors.callback(desk.end)
         while not stop():
