@@ -17,6 +17,7 @@ MAX_HELD_BYTES = 2 * MAX_INSTANCE_BYTES
 MAX_COMMAND_BYTES = 2**16
 MIN_BYTES_A_SECOND = 10_000
 SLOW_START_S = 60.0
+_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 
 
 class Excess(Exception):
@@ -88,6 +89,8 @@ class BoundedSocket(AssociationSocket):
             if left <= 0:
                 raise Excess
         view.release()
+        if _QUICKACK is not None:  # a peer that waits for it (Nagle) sends on; it does not last
+            self._connection.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
         self._connection.settimeout(SLOW_START_S)  # for what is sent
         del data[count:]
         return data
