@@ -240,6 +240,8 @@ def test_property_DN06_what_is_sent_without_waiting_is_kept_before_the_release(t
 LIES = {
     "another instance": (image(), {"instance": "1.2.3.9"}),
     "no instance": (image(instance=""), {"instance": "1.2.3.1"}),
+    "no instance anywhere": (image(instance=""), {}),
+    "no instance requested": (image(instance="0"), {"instance": ""}),
     "a path as instance": (image(instance="../../x"), {"instance": "../../x"}),
     "no study": (image(study=""), {}),
     "a path as study": (image(study="../../etc"), {}),

@@ -83,8 +83,8 @@ def preamble(sop_class: str, instance_uid: str, syntax: UID) -> bytes:
 
 
 def is_uid(text: str) -> bool:
-    """Whether a text is a UID by PS3.5."""
-    return len(text) <= 64 and re.fullmatch(RE_VALID_UID, text) is not None
+    """Whether a text is a UID by PS3.5, of two components or more."""
+    return len(text) <= 64 and "." in text and re.fullmatch(RE_VALID_UID, text) is not None
 
 
 def _head(data: bytes, syntax: UID) -> Dataset:

@@ -40,6 +40,7 @@ VERIFICATION = UID("1.2.840.10008.1.1")
 IMAGES = (CTImageStorage, EnhancedCTImageStorage)
 IDLE_S = 60.0
 SUCCESS, DUPLICATE, NO_SUCH_CLASS, OUT_OF_RESOURCES = 0x0000, 0x0111, 0x0122, 0xA700
+_STORE_REQUEST, _NO_UID = 0x0001, "0"
 _LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000)
 _FAREWELL_S = 5.0
 _MAX_REMARKS = 256
@@ -156,6 +157,7 @@ class Receiver:
         visit = _Visit(request.address, association, connection)
         association.bind(evt.EVT_C_STORE, self._store, [visit])
         association.bind(evt.EVT_ACSE_RECV, self._release, [visit])
+        association.bind(evt.EVT_DIMSE_RECV, _name_the_nameless)
         return visit
 
     def _held(self) -> int:
@@ -225,6 +227,13 @@ def transfer_syntaxes() -> list[UID]:
     """The transfer syntaxes that images may come in, the preferred first."""
     usable = [syntax for syntax in AllTransferSyntaxes if is_decodable(syntax)]
     return sorted(usable, key=lambda one: (one in _LOSSY, one != ExplicitVRLittleEndian))
+
+
+def _name_the_nameless(event: Any) -> None:
+    """Have a C-STORE request without SOPInstanceUID refused; pynetdicom would not answer it."""
+    command = event.message.command_set
+    if command.CommandField == _STORE_REQUEST and not command.get("AffectedSOPInstanceUID"):
+        command.AffectedSOPInstanceUID = _NO_UID
 
 
 def _entity(settings: Node) -> AE:
