@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pydicom
 import pytest
@@ -16,10 +19,12 @@ from pydicom.uid import (
 )
 from pynetdicom.dsutils import encode
 
+from batch_engine import engine, started
 from dicom_peer import HOST, NAME, TITLE, called, door, image, sent, until
 from hepar.errors import UsageError
 from hepar.server.doorkeeper import plain_address
 from hepar.server.receiver import transfer_syntaxes
+from hepar.server.serve import run_server
 from hepar.server.settings import Peer
 from hepar.server.spool import image_name, key_of
 
@@ -105,3 +110,28 @@ def test_peer_dcmtk_sends_a_series(tmp_path):
         kept = at.files()
         assert len(kept) == len(images)
         assert all(kept[one.SOPInstanceUID] == one for one in images)
+
+
+def test_closed_form_what_arrives_is_segmented_once_it_is_complete(tmp_path):
+    said: list[str] = []
+    folder = tmp_path / "server"
+    folder.mkdir()
+    peers = f"peers: [{{ae_title: {TITLE}, host: {HOST}}}]"
+    (folder / "serve.yaml").write_text(f"quiet_s: 0.2\nnode: {{port: 0, {peers}}}\n")
+
+    def send() -> bool:
+        try:
+            until(lambda: any("listens" in line for line in said))
+            association = called(int(said[0].rpartition(":")[2].rstrip(".")))
+            sent(association, image())
+            association.release()
+            until(lambda: (folder / "results" / key_of("1.2.3") / "study.json").is_file(), 120)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    with ThreadPoolExecutor(1) as pool:
+        sender = pool.submit(send)
+        run_server(folder, engine(tmp_path / "notes"), progress=said.append)
+        assert sender.result()
+    assert started(tmp_path / "notes") == [key_of("1.2.3")]

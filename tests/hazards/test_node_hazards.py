@@ -73,7 +73,8 @@ def test_property_DN01_strangers_are_rejected(tmp_path, title, node):
         assert at.nothing_is_kept()
 
 
-def test_property_DN01_an_address_of_no_peer_is_not_even_heard(tmp_path):
+def test_property_DN01_an_address_of_no_peer_is_not_even_heard(tmp_path, monkeypatch):
+    monkeypatch.setattr(doorkeeper, "REQUEST_S", 3600)
     with door(tmp_path, OTHER) as at, raw(at) as connection:
         assert ended(connection) == b""
 

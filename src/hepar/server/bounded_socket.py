@@ -58,12 +58,12 @@ class BoundedSocket(AssociationSocket):
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Leave with the peer what it sends while the block runs."""
+        """Leave with the peer what it sends while the block runs, which ends with an image."""
         self._busy = True
         try:
             yield
         finally:
-            self._busy = False
+            self._busy, self.held = False, 0
 
     def recv(self, nr_bytes: int) -> bytearray:
         """Read so many bytes, or fewer where the peer hangs up.

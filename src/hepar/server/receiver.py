@@ -6,6 +6,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,7 @@ from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import A_RELEASE
 from pynetdicom.transport import AddressInformation
 
-from hepar.errors import HeparError, InputRefused, ResourceExhausted, UsageError
+from hepar.errors import HeparError, InputRefused, UsageError
 from hepar.io.dicom_decoding import is_decodable
 from hepar.server import doorkeeper
 from hepar.server.bounded_socket import MAX_PDU_BYTES, BoundedSocket
@@ -56,7 +57,7 @@ class _Visit:
         connection: its socket.
         sender: names it in the spool.
         studies: of which it sent images.
-        owed: images, with their studies, for which there was no room.
+        owed: images, with their studies, that came and could not be kept.
         goodbye: it has asked for its release, and the spool knows.
     """
 
@@ -134,7 +135,11 @@ class Receiver:
             return self._reject(request, "has too many associations", doorkeeper.FULL)
         visit = self._welcome(request)
         self._visits[visit.association] = visit
-        visit.association.start()
+        try:
+            visit.association.start()
+        except RuntimeError:  # the system has no thread left
+            del self._visits[visit.association]
+            return self._reject(request, "comes when there are no threads left", doorkeeper.FULL)
         return None
 
     def _reject(self, request: Request, why: str, rejection: Rejection) -> Rejection:
@@ -185,14 +190,15 @@ class Receiver:
         return SUCCESS
 
     def _keep(self, visit: _Visit, study: str, instance: str, *parts: bytes) -> None:
+        visit.owed.add((study, instance))
+        if study not in visit.studies:
+            self._spool.begin(study, visit.sender)
+            visit.studies.add(study)
+        check_room(self._spool.incoming, sum(len(part) for part in parts))
         try:
-            if study not in visit.studies:
-                self._spool.begin(study, visit.sender)
-                visit.studies.add(study)
-            check_room(self._spool.incoming, sum(len(part) for part in parts))
             self._spool.store(study, instance, parts)
-        except ResourceExhausted:
-            visit.owed.add((study, instance))
+        except InputRefused:  # the one that is here stays
+            visit.owed.discard((study, instance))
             raise
         visit.owed.discard((study, instance))
 
@@ -219,7 +225,8 @@ class Receiver:
     def _part(self, visit: _Visit) -> None:
         if not visit.goodbye:
             for study in visit.studies:
-                self._spool.broke_off(study, visit.sender)
+                with suppress(OSError):  # a mark that stays says that it is not complete, too
+                    self._spool.broke_off(study, visit.sender)
         visit.connection.close_for_good()
 
 
