@@ -33,7 +33,7 @@ from dicom_peer import (
     sent,
     until,
 )
-from hepar.server import bounded_socket, doorkeeper
+from hepar.server import bounded_socket, doorkeeper, receiver
 from hepar.server.settings import Peer
 from hepar.server.spool import Spool
 
@@ -207,8 +207,9 @@ def test_property_DN05_an_image_is_kept_once_and_never_changed(tmp_path):
         assert at.marks() == []
 
 
-@pytest.mark.parametrize("way", ["abort", "lost connection", "server ends"])
-def test_property_DN06_a_sender_that_breaks_off_is_known(tmp_path, way):
+@pytest.mark.parametrize("way", ["abort", "lost connection", "silence", "server ends"])
+def test_property_DN06_a_sender_that_breaks_off_is_known(tmp_path, way, monkeypatch):
+    monkeypatch.setattr(receiver, "IDLE_S", 0.5 if way == "silence" else 600.0)
     with door(tmp_path) as at:
         association = called(at)
         assert sent(association, image()) == 0

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydicom.uid import (
+    HTJ2K,
     JPEG2000,
     UID,
     AllTransferSyntaxes,
@@ -42,7 +43,7 @@ IMAGES = (CTImageStorage, EnhancedCTImageStorage)
 IDLE_S = 60.0
 SUCCESS, DUPLICATE, NO_SUCH_CLASS, OUT_OF_RESOURCES = 0x0000, 0x0111, 0x0122, 0xA700
 _STORE_REQUEST, _NO_UID = 0x0001, "0"
-_LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000)
+_LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
 _FAREWELL_S = 5.0
 _MAX_REMARKS = 256
 
