@@ -94,7 +94,8 @@ def test_property_DN01_a_host_does_not_keep_the_others_out(tmp_path):
 
 
 @pytest.mark.parametrize("count", [24, pytest.param(100, marks=pytest.mark.full)])
-def test_property_DN02_idle_connections_keep_nobody_out(tmp_path, count):
+def test_property_DN02_idle_connections_keep_nobody_out(tmp_path, count, monkeypatch):
+    monkeypatch.setattr(doorkeeper, "REQUEST_S", 3600)
     with door(tmp_path, max_associations=4) as at:
         threads = threading.active_count()
         idle = [raw(at) for _ in range(count)]
@@ -129,7 +130,8 @@ def test_property_DN02_who_does_not_ask_in_time_is_dropped(tmp_path, drip, monke
 
 
 @pytest.mark.parametrize("megabytes", [8, pytest.param(300, marks=pytest.mark.full)])
-def test_property_DN02_a_pdu_of_4_gib_takes_no_memory(tmp_path, megabytes):
+def test_property_DN02_a_pdu_of_4_gib_takes_no_memory(tmp_path, megabytes, monkeypatch):
+    monkeypatch.setattr(doorkeeper, "REQUEST_S", 3600)
     with door(tmp_path) as at, raw(at) as connection:
         before, part = _resident_bytes(), bytes(2**20)
         try:
