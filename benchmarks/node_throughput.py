@@ -72,7 +72,7 @@ def receive(receiver: str, port: int, folder: Path, associations: int) -> None:
         return 0
 
     entity = AE("HEPAR")
-    entity.maximum_associations = associations
+    entity.maximum_associations = 2 * associations  # who has left counts for a while
     entity.supported_contexts = AllStoragePresentationContexts
     server = entity.start_server(
         ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)]
