@@ -182,7 +182,7 @@ def test_property_DN02_a_pdu_that_drips_ends_the_association(tmp_path, monkeypat
         association = called(at)
         assert sent(association, image()) == 0
         connection = association.dul.socket.socket
-        connection.sendall(struct.pack(">BBL", 4, 0, 1000))
+        connection.sendall(struct.pack(">BBL", 4, 0, 100_000))
         until(lambda: _is_lost(connection))
         until(lambda: at.marks() == ["lost"])
 
