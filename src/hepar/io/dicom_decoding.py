@@ -40,14 +40,18 @@ def refuse_undecodable(headers: Sequence[Header]) -> None:
         InputRefused: `E_UNSUPPORTED_TS`.
     """
     for syntax in sorted({h.syntax for h in headers if h.syntax}):
-        try:
-            usable = syntax in BY_GDCM or get_decoder(UID(syntax)).is_available
-        except NotImplementedError:
-            usable = False
-        if not usable:
+        if not is_decodable(UID(syntax)):
             name = UID(syntax).name
             label = name if name == syntax else f"{name} ({syntax})"
             raise refuse("E_UNSUPPORTED_TS", f"the transfer syntax {label} is not decoded.")
+
+
+def is_decodable(syntax: UID) -> bool:
+    """Whether images of a transfer syntax can be decoded here."""
+    try:
+        return syntax in BY_GDCM or get_decoder(syntax).is_available
+    except NotImplementedError:
+        return False
 
 
 def read_hu(headers: Sequence[Header]) -> tuple[NDArray[np.int16], tuple[str, ...]]:

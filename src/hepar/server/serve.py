@@ -17,6 +17,7 @@ from hepar.server.archive import fetching
 from hepar.server.delivery import delivering
 from hepar.server.desk import Desk
 from hepar.server.extra import needed
+from hepar.server.node import listening
 from hepar.server.settings import read_settings
 from hepar.server.spool import Spool
 from hepar.train.interrupt import StopRequest
@@ -48,6 +49,8 @@ def run_server(
     with _alone(folder), StopRequest() as stop, ExitStack() as doors:
         spool = Spool(folder)
         spool.forsake()
+        if settings.node is not None:
+            doors.enter_context(listening(settings.node, spool, progress))
         desk = Desk(folder, spool, settings, engine or Engine(), progress)
         doors.callback(desk.end)
         if settings.pacs is not None and settings.pacs.fetch:

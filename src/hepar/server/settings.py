@@ -60,7 +60,7 @@ class Node(_Strict):
         host: address to listen at; only this machine by default.
         port: 0 for any free one.
         peers: who may call; nobody else may.
-        max_associations: open at a time.
+        max_associations: open at a time; each host of a peer has an equal share of them.
     """
 
     ae_title: Title = "HEPAR"

@@ -15,6 +15,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -65,6 +66,7 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self.inbox, self.open = folder / "inbox", folder / "open"
         self.incoming = folder / "incoming"
+        self._making = threading.Lock()
         with on_the_disk():
             shutil.rmtree(self.incoming, ignore_errors=True)
             for place in (self.inbox, self.open, self.incoming):
@@ -92,7 +94,7 @@ class Spool:
                 stream.writelines(parts)
                 stream.flush()
                 os.fsync(stream.fileno())
-            folder.mkdir(mode=0o700, exist_ok=True)
+            self._make(folder)
             try:
                 os.link(temporary, place)  # never over another
             except FileExistsError:
@@ -106,6 +108,15 @@ class Spool:
                 ) from None
             sync_folder(folder)
             return True
+
+    def _make(self, folder: Path) -> None:
+        """Make the folder of a study, so that it outlasts a loss of power, for all who need it."""
+        with self._making:
+            try:
+                folder.mkdir(mode=0o700)
+            except FileExistsError:
+                return
+            sync_folder(self.inbox)
 
     def add(self, study_uid: str, images: Path, sender: str) -> None:
         """Put many images of a study to what is known of it, which is not complete in between.
@@ -124,9 +135,7 @@ class Spool:
                     os.fsync(stream.fileno())
             self.begin(study_uid, sender)
             try:
-                sync_folder(self.open)
-                folder.mkdir(mode=0o700, exist_ok=True)
-                sync_folder(self.inbox)
+                self._make(folder)
                 for path in paths:
                     with suppress(FileExistsError):
                         os.link(path, folder / path.name)
@@ -160,6 +169,7 @@ class Spool:
         """
         with on_the_disk():
             (self.open / f"{key_of(study_uid)}-{sender}").touch(mode=0o600)
+            sync_folder(self.open)
 
     def end(self, study_uid: str, sender: str) -> None:
         """A sender has sent what it had to send of a study, and said so.
