@@ -84,7 +84,7 @@ class Tab:
     def wait(self, expression: str) -> None:
         """Wait until an expression in the page is true."""
         until = time.monotonic() + _PATIENCE_S
-        while not self.ask(expression):
+        while not self.ask(f"Boolean({expression})"):
             assert time.monotonic() < until, self.ask("document.body.innerText.slice(0, 400)")
             time.sleep(0.2)
 
