@@ -78,12 +78,17 @@ def _nifti(suffix: str) -> bytes:
         (_nifti(".nii.gz"), ".nii.gz"),
         (bytes(128) + b"DICM", ".dcm"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "bytes",
 )
 def test_closed_form_a_file_is_told_by_its_bytes(content, kind):
     assert kind_of(content[:1024]) == kind
 
 
-@pytest.mark.parametrize("content", [b"", b"MZ" + bytes(500), b"%PDF-1.7", b"<html>" * 300])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"MZ" + bytes(500), b"%PDF-1.7", b"<html>" * 300],
+    ids=["nothing", "program", "PDF", "HTML"],
+)
 def test_closed_form_other_files_are_refused(content):
     with pytest.raises(Refusal) as refusal:
         kind_of(content)
