@@ -117,7 +117,9 @@ def test_closed_form_what_arrives_is_segmented_once_it_is_complete(tmp_path):
     folder = tmp_path / "server"
     folder.mkdir()
     peers = f"peers: [{{ae_title: {TITLE}, host: {HOST}}}]"
-    (folder / "serve.yaml").write_text(f"quiet_s: 0.2\nnode: {{port: 0, {peers}}}\n")
+    (folder / "serve.yaml").write_text(
+        f"quiet_s: 0.2\nweb: {{port: 0}}\nnode: {{port: 0, {peers}}}\n"
+    )
 
     def send() -> bool:
         try:

@@ -93,7 +93,9 @@ class Server:
         self.folder, self.notes = folder, notes
         for place in (folder, notes):
             place.mkdir(parents=True, exist_ok=True)
-        (folder / "serve.yaml").write_text(json.dumps(settings))  # which is YAML
+        (folder / "serve.yaml").write_text(
+            json.dumps({"web": {"port": 0}, **settings})
+        )  # YAML, too
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

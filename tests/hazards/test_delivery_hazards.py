@@ -42,12 +42,13 @@ class Maker:
     """Leaves a SEG and an SR whose UIDs follow from the images."""
 
     model_sha256: str = "model"
+    objects: bool = True
 
     def segment(self, source: Path | None, out: Path, stated: Mapping[str, Path]) -> Maker:
         """Two objects without content."""
         assert source is not None
         images = len(list(source.iterdir()))
-        for number, (name, (kind, modality)) in enumerate(OBJECTS.items()):
+        for number, (name, (kind, modality)) in enumerate(self.objects * list(OBJECTS.items())):
             made = Dataset()
             made.file_meta = FileMetaDataset()
             made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -69,11 +70,13 @@ class Maker:
 class Hospital:
     """A server whose studies are done at once, and what becomes of its results."""
 
-    def __init__(self, folder: Path, url: str = "http://h/x") -> None:
+    def __init__(self, folder: Path, url: str = "http://h/x", maker: Maker | None = None) -> None:
         self.folder, self.spool = folder, Spool(folder)
         pacs = Pacs(url=url, days=20000, poll_s=0.02)
         self.settings = Settings(pacs=pacs, results_to="pacs", quiet_s=0.001, keep_days=None)
-        self.desk = Desk(folder, self.spool, self.settings, Engine(load=lambda engine: Maker()))
+        self.desk = Desk(
+            folder, self.spool, self.settings, Engine(load=lambda engine: maker or Maker())
+        )
 
     def do(self) -> None:
         """Do what is complete."""
@@ -133,6 +136,18 @@ def test_closed_form_seg_and_sr_arrive_as_they_are_and_once(hospital, fake):
         delivery.step()
     assert len(fake.asked) == 2
     assert hospital.state() == ("sent", None)
+
+
+def test_closed_form_a_result_without_objects_is_said_to_have_none(tmp_path, fake):
+    hospital = Hospital(tmp_path / "server", maker=Maker("no objects", objects=False))
+    hospital.spool.store(STUDY, "1", [b"image"])
+    hospital.do()
+    with to_archive(hospital, fake) as delivery:
+        delivery.step()
+        delivery.step()
+    assert hospital.state() == ("failed", "the study's headers allow no DICOM output")
+    assert fake.asked == []
+    hospital.desk.end()
 
 
 def test_property_DN06_no_result_goes_out_while_newer_images_come(hospital, fake):

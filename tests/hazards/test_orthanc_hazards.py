@@ -146,6 +146,34 @@ def test_property_DN06_results_go_to_a_node_by_c_store(tmp_path):
             assert sum(1 for _ in spool.inbox.rglob("*.dcm")) == images
 
 
+def test_property_DN06_what_orthanc_passes_on_comes_back_once_after_a_kill(tmp_path):
+    study, port = "1.2.3.6", free_port()
+    files = scan(tmp_path / study, study)
+    notes = tmp_path / "notes"
+    with Orthanc(tmp_path / "archive", "HEPAR", port) as archive:
+        peer = {"ae_title": AE_TITLE, "host": "127.0.0.1", "port": archive.port}
+        node = {"ae_title": "HEPAR", "port": port, "peers": [peer]}
+        asked = {"node": node, "results_to": AE_TITLE, "quiet_s": 3}
+        server = Server(tmp_path / "server", notes, asked)
+        (notes / "wait").touch()
+        server.start()
+        try:
+            wait_for(lambda: "listens at" in server.said(), "the node")
+            archive.receive(files)
+            archive.pass_on()
+            wait_for(lambda: started(notes), "the study to be begun")
+            server.kill()
+            (notes / "wait").unlink()
+            server.start()
+            wait_for(lambda: has_results(archive, [study]), "results", 600)
+            wait_for(lambda: said_sent(server) == {key_of(study)}, "the note of it")
+        finally:
+            server.stop()
+        assert_right(archive, study, tmp_path)
+        assert {count for _, count in started(notes)} == {len(files)}
+        assert len(started(notes)) == 2
+
+
 def said_sent(server: Server) -> set[str]:
     """Keys of the studies that the server says it has sent."""
     return set(re.findall(r"([0-9a-f]{32}): sent to", server.said()))
