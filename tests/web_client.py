@@ -181,16 +181,23 @@ def main() -> None:
 
 
 def asked(address: tuple[str, int], sent: bytes, timeout: float = 60) -> bytes:
-    """What is answered to these very bytes, until the server closes or falls silent."""
+    """What is answered to these very bytes: one answer, or what came before the connection ended."""
     answer = b""
     with socket.create_connection(address, timeout) as connection:
         try:
             connection.sendall(sent)
-            while b"\r\n\r\n" not in answer and (data := connection.recv(2**16)):
+            while not _is_whole(answer) and (data := connection.recv(2**16)):
                 answer += data
         except (ConnectionError, TimeoutError):
             pass
     return answer
+
+
+def _is_whole(answer: bytes) -> bool:
+    """Whether head and body have come; one of no stated length ends with its connection."""
+    head, end, body = answer.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+    return bool(end) and (length is None or len(body) >= int(length[1]))
 
 
 def status_of(answer: bytes) -> int | None:
