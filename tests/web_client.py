@@ -181,7 +181,7 @@ def main() -> None:
 
 
 def asked(address: tuple[str, int], sent: bytes, timeout: float = 60) -> bytes:
-    """What is answered to these very bytes: one answer, or what came before the connection ended."""
+    """What is answered to these very bytes: one answer, or what came before the end."""
     answer = b""
     with socket.create_connection(address, timeout) as connection:
         try:
@@ -194,7 +194,7 @@ def asked(address: tuple[str, int], sent: bytes, timeout: float = 60) -> bytes:
 
 
 def _is_whole(answer: bytes) -> bool:
-    """Whether head and body have come; one of no stated length ends with its connection."""
+    """Whether the head has come, and as much of the body as it states."""
     head, end, body = answer.partition(b"\r\n\r\n")
     length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
     return bool(end) and (length is None or len(body) >= int(length[1]))
