@@ -127,12 +127,15 @@ class Receiver:
     def _admit(self, request: Request) -> Rejection | None:
         """Give a caller its association, or say why not."""
         self._see_off()
-        here = sum(visit.address == request.address for visit in self._visits.values())
+        # Who was told goodbye is as good as gone; its threads end soon.
+        staying = [visit for visit in self._visits.values() if not visit.goodbye]
+        here = sum(visit.address == request.address for visit in staying)
+        most = self._settings.max_associations
         if request.called != self._settings.ae_title:
             return self._reject(request, "calls another AE title", doorkeeper.CALLED_TITLE)
         if (request.calling, request.address) not in self._peers:
             return self._reject(request, "is no peer by its AE title", doorkeeper.CALLING_TITLE)
-        if here >= self._share or len(self._visits) >= self._settings.max_associations:
+        if here >= self._share or len(staying) >= most or len(self._visits) >= 2 * most:
             return self._reject(request, "has too many associations", doorkeeper.FULL)
         visit = self._welcome(request)
         self._visits[visit.association] = visit
