@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-# Workers that test side by side share the cores: with a thread for every core in each, they wait for
-# one another, and a test of many small steps takes ten times as long and more.
+# Workers that test side by side share the cores: with a thread for every core in each, they wait
+# for one another, and a test of many small steps takes ten times as long and more.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     threads = max(1, (os.cpu_count() or 1) // int(workers))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
