@@ -19,7 +19,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 demo: $(VENV)/.installed
 	$(BIN)/hepar demo -o out/demo
 
-## Quick tests (under ten minutes on two cores)
+## Quick tests (a quarter of an hour on two cores)
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not full"
 
