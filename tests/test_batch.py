@@ -228,8 +228,10 @@ def test_property_a_moved_study_keeps_its_result(tmp_path):
     assert json.loads((out / "P" / RECORD).read_text())["name"] == "P"
 
 
-def test_oracle_the_documented_example_runs(tmp_path):
-    code = PAGE.read_text().split("<!-- example -->\n```python\n")[1].split("```")[0]
+@pytest.mark.parametrize(("number", "needs"), [(1, "hepar"), (2, "distributed")])
+def test_oracle_the_documented_examples_run(tmp_path, number, needs):
+    pytest.importorskip(needs, reason=f"{needs} is not installed: pip install 'hepar[cluster]'")
+    code = PAGE.read_text().split("<!-- example -->\n```python\n")[number].split("```")[0]
     write_studies(tmp_path / "STUDIES", {"a": "", "b": "refuse"})
     (tmp_path / "notes").mkdir()
     # As documented, but for the networks; and guarded, as the main file of a spawned pool must be.
@@ -242,7 +244,7 @@ def test_oracle_the_documented_example_runs(tmp_path):
     done = subprocess.run(
         [sys.executable, script],
         cwd=tmp_path,
-        env={"PYTHONPATH": f"{here}:{here.parent / 'src'}", "PATH": "/usr/bin"},
+        env={"PYTHONPATH": ":".join([f"{here}", *sys.path]), "PATH": "/usr/bin"},
         capture_output=True,
         text=True,
         check=False,
