@@ -19,6 +19,7 @@ from PIL import Image
 
 from hepar.geometry import Box, Grid, canonical, uncanonical
 from hepar.io.nifti import read_label, read_nifti
+from hepar.lesion_evidence import PICTURED
 from hepar.provenance import Provenance
 from hepar.render import page
 from hepar.render.curve import enhancement_curve
@@ -34,7 +35,7 @@ from hepar.render.overlay import (
     outline,
 )
 from hepar.render.page import split_warning
-from hepar.render.pictures import MAX_LESION_PICTURES, report_figures
+from hepar.render.pictures import report_figures
 from hepar.stages.report import CSV_COLUMNS, box_on_source, compose, write_report
 from hepar.study import Diagnosis, Findings, LesionDiagnosis, LesionMap, LiverCase
 from liver_case import liver_case
@@ -377,7 +378,7 @@ def test_closed_form_many_lesions_all_listed_the_largest_pictured(tmp_path, monk
     figures = report_figures(case, found)
     assert len(figures) <= 12
     pictured = [f.lesion_id for f in figures if f.lesion_id is not None]
-    assert len(pictured) == MAX_LESION_PICTURES
+    assert len(pictured) == PICTURED
     assert pictured[:2] == [6, 13]
     monkeypatch.setattr(page, "MAX_IMAGE_BYTES", sum(len(f.picture.png()) for f in figures[:6]))
     write(tmp_path, case, found)

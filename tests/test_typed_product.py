@@ -15,9 +15,11 @@ from hepar.geometry import Grid
 from hepar.infer.bundle import Model, export_part, write_bundle
 from hepar.infer.calibrate import TumorCalibration, fit_types, temper_types
 from hepar.infer.lesion_map import lesions_from_types, type_chances, type_means
+from hepar.lesion_evidence import PICTURED
 from hepar.preprocess import liver_box
 from hepar.recipe import parse_recipe
 from hepar.render.page import evidence, headline, render_page
+from hepar.render.pictures import report_figures
 from hepar.stages.diagnose import NOT_SURE, TUMOR_FREE, diagnose
 from hepar.stages.report import compose
 from hepar.stages.tumor import find_lesions, look, with_outline
@@ -85,9 +87,28 @@ def test_closed_form_types_within_one_piece_are_shares_of_its_voxels():
     assert only.probabilities["hcc"] == pytest.approx(share, abs=1e-6)
     assert only.probabilities["icc"] == pytest.approx(1 - share, abs=1e-6)
     assert (only.label, only.abstained, only.reason) == ("uncertain", True, NOT_SURE)
+    (seen,) = lesions.types.maps
+    middle = case.aligned.volumes[case.aligned.reference].array[case.box.slices][14]
+    assert seen.dtype == np.float16
+    np.testing.assert_array_equal(seen, middle == HCC)
     cold = found(case, type_temperature=0.5)[2].lesions[0]
     odds = (share / (1 - share)) ** 2
     assert cold.probabilities["hcc"] == pytest.approx(odds / (1 + odds), abs=1e-6)
+
+
+def test_closed_form_the_report_shows_where_the_network_sees_each_type():
+    case = patient((HCC, (-12, 0, 0), 12.0), (CYST, (8, 0, 0), 9.0))
+    liver, lesions, diagnosis = found(case)
+    figures = report_figures(liver, lesions)
+    maps = [figure for figure in figures if figure.of_type]
+    assert [(m.lesion_id, m.of_type) for m in maps] == [(1, "hcc"), (2, "cyst")]
+    assert figures[-2:] == tuple(maps)
+    pngs = {figure.name: figure.picture.png() for figure in figures}
+    findings = compose(liver, lesions, diagnosis, {})
+    html = render_page(findings, (), figures, pngs)
+    assert "Where the network sees HCC:" in html
+    assert "Where the network sees cyst:" in html
+    assert html.count("<img ") == len(figures)
 
 
 def test_closed_form_a_lesion_at_the_edge_of_the_liver_is_whole():
@@ -113,6 +134,7 @@ def test_closed_form_sixty_lesions():
     for lesion, judged in zip(lesions.lesions, diagnosis.lesions, strict=True):
         painted = set(hu[lesions.instances == lesion.id].tolist())
         assert {10 * (1 + LESION_TYPES.index(judged.label))} == painted
+    assert len(lesions.types.maps) == PICTURED
     findings, html = report(case, lesions, diagnosis)
     assert html.count('class="mark ') >= 60 * 8
     assert headline(findings).startswith("60 lesions were found.")

@@ -93,6 +93,12 @@ class Box:
         return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
 
+def key_slice(mask: NDArray[np.bool_], axis: int = 0) -> int:
+    """The slice on which a mask is largest."""
+    others = tuple(a for a in range(3) if a != axis)
+    return int(mask.sum(axis=others).argmax())
+
+
 class _Voxels(ABC):
     """Voxels with an affine: places of indices, and indices of places."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 FEATURES = (
@@ -17,6 +19,8 @@ FEATURES = (
     "fluid",
     "calcification",
 )
+# Of how many lesions, from the largest on, pictures are shown.
+PICTURED = 8
 FeatureState = Literal["present", "absent", "not_assessable"]
 
 
@@ -51,9 +55,17 @@ class TypeEvidence:
         patient: highest probability of each type in the liver (LiverMax).
         threshold: below this highest probability a lesion is left unnamed.
         temperature: that the probabilities of the lesions were tempered by.
+        maps: `(y, x)` float16 on the liver box, of the first `PICTURED` lesions: the map of a
+            lesion's likeliest type, as the network gave it, on the lesion's `key_slice`.
     """
 
     lesions: tuple[dict[str, float], ...]
     patient: dict[str, float] = field(default_factory=dict)
     threshold: float = 0.0
     temperature: float = 1.0
+    maps: tuple[NDArray[np.float16], ...] = ()
+
+    def likeliest(self, lesion_id: int) -> str:
+        """The type that speaks loudest for a lesion, named or not; of equals the first."""
+        chances = self.lesions[lesion_id - 1]
+        return max(chances, key=chances.__getitem__)

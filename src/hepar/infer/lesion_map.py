@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Float, UInt16
 from numpy.typing import NDArray
 
-from hepar.geometry import Box
+from hepar.geometry import Box, key_slice
 from hepar.infer.calibrate import TumorCalibration, lesion_chance, temper_types
 from hepar.infer.components import Component, components, fill_holes
 from hepar.infer.measure import measure_lesions
 from hepar.infer.typed_lesions import typed_lesions
-from hepar.lesion_evidence import TypeEvidence
+from hepar.lesion_evidence import PICTURED, TypeEvidence
 from hepar.study import LESION_TYPES, LIVER, TUMOR, LesionMap, LiverCase
 from hepar.systems.lidia.livermax import livermax
 
@@ -81,7 +81,22 @@ def lesions_from_types(
         threshold=calibration.type_threshold,
         temperature=calibration.type_temperature,
     )
+    evidence = replace(evidence, maps=_type_maps(types, instances, evidence))
     return replace(measured_map(case, probability, instances, calibration), types=evidence)
+
+
+def _type_maps(
+    types: Float[np.ndarray, "10 z y x"],
+    instances: UInt16[np.ndarray, "z y x"],
+    evidence: TypeEvidence,
+) -> tuple[Float[np.ndarray, "y x"], ...]:
+    """What `TypeEvidence.maps` is."""
+    return tuple(
+        types[
+            1 + LESION_TYPES.index(evidence.likeliest(number)), key_slice(instances == number)
+        ].copy()
+        for number in range(1, 1 + min(PICTURED, len(evidence.lesions)))
+    )
 
 
 def type_chances(

@@ -10,9 +10,10 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hepar.lesion_evidence import PICTURED
 from hepar.render.curve import enhancement_curve
 from hepar.render.overlay import COLORS, WINDOW_HU
-from hepar.render.pictures import MAX_LESION_PICTURES, Figure
+from hepar.render.pictures import Figure
 from hepar.render.template import (
     FEATURE_NAMES,
     TYPE_NAMES,
@@ -87,11 +88,12 @@ def render_page(
         curves={lesion.id: enhancement_curve(lesion) for lesion in findings.lesions},
         overview=[f for f in figures if f.lesion_id is None and f.panels == 1],
         doubt=[f for f in figures if f.lesion_id is None and f.panels > 1],
-        pictured={figure.lesion_id: figure for figure in figures if figure.lesion_id is not None},
+        pictured={f.lesion_id: f for f in figures if f.lesion_id is not None and not f.of_type},
+        type_maps={f.lesion_id: f for f in figures if f.of_type and f.name in inside},
         inside={name: base64.b64encode(pngs[name]).decode() for name in inside},
         window=(round(sum(WINDOW_HU) / 2), round(WINDOW_HU[1] - WINDOW_HU[0])),
         colors={name: "#{:02x}{:02x}{:02x}".format(*rgb) for name, rgb in COLORS.items()},
-        max_pictures=MAX_LESION_PICTURES,
+        max_pictures=PICTURED,
         viewer=viewer,
     )
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hepar.geometry import Box
+from hepar.geometry import Box, key_slice
+from hepar.lesion_evidence import PICTURED
 from hepar.render.overlay import (
     Picture,
     axial_plane,
@@ -19,11 +19,11 @@ from hepar.render.overlay import (
 )
 from hepar.study import PHASE_ORDER, Lesion, LesionMap, LiverCase, Phase
 
-MAX_LESION_PICTURES = 8
 N_AXIAL = 3
 _OVERVIEW_PX = (400, 520)
 _LESION_PX = 380
 _DOUBT_PX = (360, 460)
+_TYPE_PX = 260
 _APART_MM = 12.0
 _BEYOND_MM = 60.0
 
@@ -38,6 +38,7 @@ class Figure:
         caption: in words.
         lesion_id: the lesion it is about, or None for an overview.
         panels: phases, or maps, side by side.
+        of_type: the type whose map it shows; empty of pictures of the patient.
     """
 
     name: str
@@ -45,28 +46,24 @@ class Figure:
     caption: str
     lesion_id: int | None = None
     panels: int = 1
+    of_type: str = ""
 
 
 def report_figures(case: LiverCase, lesions: LesionMap) -> tuple[Figure, ...]:
-    """Overview slices, the doubt where it is known, then the largest lesions: at most 13."""
+    """Overview slices, known doubt, the largest lesions, maps of their types: at most 21."""
     largest = sorted(lesions.lesions, key=lambda lesion: -lesion.volume_ml)
     return (
         *_overview(case, lesions, largest),
         *_doubt(case, lesions, largest),
         *lesion_figures(case, lesions),
+        *_type_figures(case, lesions),
     )
 
 
 def lesion_figures(case: LiverCase, lesions: LesionMap) -> tuple[Figure, ...]:
-    """The largest lesions, each on its key slice in every phase: at most `MAX_LESION_PICTURES`."""
+    """The largest lesions, each on its key slice in every phase: at most `PICTURED`."""
     largest = sorted(lesions.lesions, key=lambda lesion: -lesion.volume_ml)
-    return tuple(_lesion_figure(case, lesions, one) for one in largest[:MAX_LESION_PICTURES])
-
-
-def key_slice(mask: NDArray[np.bool_], axis: int = 0) -> int:
-    """The slice on which a mask is largest."""
-    others = tuple(a for a in range(3) if a != axis)
-    return int(mask.sum(axis=others).argmax())
+    return tuple(_lesion_figure(case, lesions, one) for one in largest[:PICTURED])
 
 
 def overview_slices(case: LiverCase, lesions: LesionMap, largest: list[Lesion]) -> list[int]:
@@ -161,6 +158,32 @@ def _lesion_figure(case: LiverCase, lesions: LesionMap, lesion: Lesion) -> Figur
         lesion.id,
         len(panels),
     )
+
+
+def _type_figures(case: LiverCase, lesions: LesionMap) -> list[Figure]:
+    """Where a typed system sees the likeliest type of each pictured lesion, on its key slice."""
+    if lesions.types is None:
+        return []
+    reference = case.aligned.volumes[case.aligned.reference]
+    data = (reference.array, case.liver, lesions.instances, reference.grid)
+    figures = []
+    for lesion, seen in zip(lesions.lesions, lesions.types.maps, strict=False):
+        heat = np.zeros(reference.grid.shape[1:], np.float32)
+        heat[case.box.slices[1:]] = seen
+        crop = lesion_window(Box(*lesion.box_zyx), reference.grid)
+        plane = axial_plane(*data, lesion_slice(lesions, lesion), crop)
+        plane = replace(plane, heat=heat[crop.slices[1:]])
+        of_type = lesions.types.likeliest(lesion.id)
+        figures.append(
+            Figure(
+                f"lesion_{lesion.id:02d}_type",
+                draw(plane, size=(_TYPE_PX, _TYPE_PX), title=""),
+                _caption(f"Lesion {lesion.id}, axial {plane.place}"),
+                lesion.id,
+                of_type=of_type,
+            )
+        )
+    return figures
 
 
 def _caption(text: str) -> str:
