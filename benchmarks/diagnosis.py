@@ -8,9 +8,9 @@ bundle is given the true liver and the phases as they lie, finds its own lesions
 says in the product: `find_lesions`, `diagnose`. A patient is scored by what is said of each type,
 and again without abstention: by the surest lesion of each, named or not. Of lesions that were found
 there are, besides, the share that was named, of the named those named rightly, and of lesions of
-kinds that no training shows those called by the name of a known type. A bundle is better where the
-95 % interval of a paired difference, by patient, leaves out zero. Finished patients are kept in
-WORK.
+kinds that no training shows those called by the name of a known type; rare kinds are counted one by
+one. A bundle is better where the 95 % interval of a paired difference, by patient, leaves out zero.
+Finished patients are kept in WORK.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from hepar.systems.base import System
 
 SHIPPED = "shipped"
 SAID, FORCED = "as said", "without abstention"
+NAMED = ("left open", "a known type")
 OF_LESIONS = ("precision", "sensitivity", "accuracy")
 
 
@@ -164,6 +165,7 @@ def figures(told: Mapping[str, Sequence[Verdict]]) -> dict[str, Any]:
         row["of these called by a known type"] = sum(
             said in LESION_TYPES and said != "other" for said in unseen
         )
+        row["rare kinds"] = rare_kinds(lesions)
         if name != SHIPPED:
             row["minus shipped"] = {
                 f"{mean}, {how}": difference(found, told[SHIPPED], mean, how)
@@ -172,6 +174,17 @@ def figures(told: Mapping[str, Sequence[Verdict]]) -> dict[str, Any]:
             }
         out[name] = row
     return out
+
+
+def rare_kinds(lesions: Sequence[tuple[str, str, str]]) -> dict[str, dict[str, int]]:
+    """Of each kind that is `other`: how many were found, and what they were called."""
+    counts: dict[str, dict[str, int]] = {}
+    for true, kind, said in sorted(lesions):
+        if true == "other":
+            row = counts.setdefault(kind, dict.fromkeys(("found", "other", *NAMED), 0))
+            row["found"] += 1
+            row[said if said == "other" else NAMED[said in LESION_TYPES]] += 1
+    return counts
 
 
 def difference(
