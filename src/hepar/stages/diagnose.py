@@ -64,7 +64,7 @@ def by_network(lesions: LesionMap, seen: TypeEvidence) -> tuple[LesionDiagnosis,
     """Judge every lesion by what a typed system saw in its voxels."""
     judged = []
     for lesion, chances in zip(lesions.lesions, seen.lesions, strict=True):
-        best = max(chances, key=lambda name: chances[name])
+        best = seen.likeliest(lesion.id)
         unsure = chances[best] < seen.threshold
         judged.append(
             LesionDiagnosis(
